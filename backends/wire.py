@@ -48,7 +48,7 @@ class Kind(IntEnum):
     HELLO    g→r  {gateway, protocol}: the first frame of a connection.
     STATUS   r→g  the replica's whole state (see `Status`): answers HELLO, sent again on change.
     EXECUTE  g→r  one batch of requests (see `execute_meta`); data: gathered inputs in order.
-    RESULT   r→g  the outputs of an EXECUTE (see `result_meta`); data: the gathered outputs in order.
+    RESULT   r→g  the outputs of an EXECUTE (see `result_meta`); data: gathered outputs in order.
     CALL     g→r  one generative request; data: its JSON body as the client sent it (see `Call`).
     STREAM   r→g  pieces of many CALLs in one frame (see `Piece`); data: the pieces in order.
     CANCEL   g→r  the client of `id` has gone; no meta.
