@@ -1,0 +1,248 @@
+"""One HTTP/1.1 connection to an upstream server, one exchange on it at a time.
+
+Owns the socket, the response parser and the flow control between them and the exchange's sink. It
+never picks an upstream, retries or times out: the relay does. Invariant: every exchange that was
+begun ends in exactly one call of `sink.upstream_done` or `sink.upstream_failed`, and after that
+the sink hears nothing more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+# A response head beyond this is not one that a client would accept either.
+MAX_HEAD = 64 * 1024
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Broke(enum.Enum):
+    """How an exchange failed: what may be tried again depends on it."""
+
+    CLOSED_IDLE = "closed before the request reached it"
+    CLOSED = "closed before it answered"
+    CUT = "closed in the middle of its answer"
+    NONSENSE = "did not answer in HTTP"
+
+
+class Sink(Protocol):
+    """Who hears of an exchange's response; all calls come from the event loop."""
+
+    def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None: ...
+    def upstream_interim(self, status: int, headers: Headers) -> None: ...
+    def upstream_body(self, chunk: bytes) -> None: ...
+    def upstream_upgraded(self, early: bytes) -> None: ...
+    def upstream_writable(self) -> None: ...
+    def upstream_done(self) -> None: ...
+    def upstream_failed(self, how: Broke, detail: str) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """`on_idle(connection)` is called when it may carry the next exchange, `on_lost(connection)`
+    once when it is gone."""
+
+    __slots__ = (
+        "_body_open",
+        "_head_bytes",
+        "_headers",
+        "_interim",
+        "_keep_alive",
+        "_no_body",
+        "_on_idle",
+        "_on_lost",
+        "_parser",
+        "_reason",
+        "_request_open",
+        "_sink",
+        "_transport",
+        "_tunnel",
+        "_untouched",
+        "lost",
+        "served",
+        "writable",
+    )
+
+    def __init__(
+        self,
+        on_idle: Callable[[UpstreamConnection], None],
+        on_lost: Callable[[UpstreamConnection], None],
+    ) -> None:
+        self._on_idle, self._on_lost = on_idle, on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._sink: Sink | None = None
+        self._headers: Headers = []
+        self._reason = b""
+        self._head_bytes = 0
+        self._no_body = False  # the answer to a HEAD carries none, whatever its headers say
+        self._body_open = False  # a final head has been seen, its end has not
+        self._request_open = False  # the request's own body is still being written
+        self._interim = False
+        self._keep_alive = False
+        self._tunnel = False
+        self._untouched = True  # nothing of this exchange's answer has arrived
+        self.lost = False
+        self.writable = True
+        self.served = 0
+
+    # ------------------------------------------------------------------------- the exchange's side
+
+    def begin(self, sink: Sink, head: bytes, body: bytes, *, is_head: bool, complete: bool) -> None:
+        """Send a request's head and what is there of its body; `complete` if that is all."""
+        assert self._sink is None and not self.lost
+        assert self._transport is not None
+        self._sink, self._no_body = sink, is_head
+        self._untouched, self._request_open = True, not complete
+        self._transport.write(head + body if len(body) < 65536 else head)
+        if len(body) >= 65536:
+            self._transport.write(body)
+
+    def send(self, chunk: bytes) -> bool:
+        """More of the request's body; False when the caller should wait for `upstream_writable`."""
+        if self._transport is not None and not self.lost:
+            self._transport.write(chunk)
+        return self.writable
+
+    def end_request(self) -> None:
+        """The request's body is complete."""
+        self._request_open = False
+
+    def pause(self) -> None:
+        """The client reads slowly: read no more from the upstream until `resume`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Give the exchange up: the upstream learns of it by the closed connection, at once."""
+        self._sink = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    close = abort
+
+    # --------------------------------------------------------------------------- the socket's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self._sink is not None:
+            self._sink.upstream_writable()
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if self._tunnel:
+            if sink is not None:
+                sink.upstream_body(data)
+            return
+        if sink is None:
+            # Bytes that nobody asked for: whatever they are, the next answer cannot be trusted.
+            self.abort()
+            return
+        self._untouched = False
+        if not self._body_open:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self._fail(Broke.NONSENSE, f"sent a head of more than {MAX_HEAD} bytes")
+                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._sink is None:
+                # An offer to upgrade that came with an ordinary, complete answer.
+                return
+            self._tunnel = True
+            self._sink.upstream_upgraded(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._fail(Broke.NONSENSE, str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            if self._tunnel or (self._body_open and exc is None and not self._framed()):
+                sink.upstream_done()  # the end of the connection is the end of this body
+            elif self._body_open:
+                sink.upstream_failed(Broke.CUT, str(exc or Broke.CUT.value))
+            elif self._untouched and self.served:
+                sink.upstream_failed(Broke.CLOSED_IDLE, Broke.CLOSED_IDLE.value)
+            else:
+                sink.upstream_failed(Broke.CLOSED, str(exc or Broke.CLOSED.value))
+        self._on_lost(self)
+
+    def _framed(self) -> bool:
+        """Whether the answer said itself where its body ends."""
+        return any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def _fail(self, how: Broke, detail: str) -> None:
+        sink, self._sink = self._sink, None
+        if self._transport is not None:
+            self._transport.abort()
+        if sink is not None:
+            sink.upstream_failed(how, detail)
+
+    # ----------------------------------------------------------------------------- parser callbacks
+
+    def on_message_begin(self) -> None:
+        self._headers, self._reason = [], b""
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        sink = self._sink
+        self._interim = status < 200 and status != 101
+        if sink is None:
+            return
+        if self._interim:
+            sink.upstream_interim(status, self._headers)
+            return
+        self._body_open = True
+        self._keep_alive = self._parser.should_keep_alive()
+        sink.upstream_head(status, self._reason, self._headers)
+        if self._no_body:
+            self._complete(fresh_parser=True)
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._sink is not None:
+            self._sink.upstream_body(chunk)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim, self._head_bytes = False, 0
+        elif self._parser.get_status_code() != 101:
+            self._complete(fresh_parser=False)
+
+    def _complete(self, *, fresh_parser: bool) -> None:
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        self._body_open, self._head_bytes, self._no_body = False, 0, False
+        self.served += 1
+        if fresh_parser:
+            # The old one waits for a body that a HEAD's answer never has.
+            self._parser = httptools.HttpResponseParser(self)
+        # An answer that came before its request was whole leaves the rest of it on the line.
+        reusable = self._keep_alive and not self._request_open and not self.lost
+        if not reusable and self._transport is not None:
+            self._transport.close()
+        sink.upstream_done()
+        if reusable:
+            self._on_idle(self)
