@@ -6,7 +6,7 @@ beyond this file and `frames`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from backends.wire.frames import Buffer, Frame, Kind, WireError, encode
 # A gathered tensor in EXECUTE or RESULT: (name, datatype, shape with the batch dimension first).
 # Its bytes follow in the frame's data in this order: little-endian, row-major, BYTES as in OIP.
 TensorHead = tuple[str, str, Sequence[int]]
+# The shape of each request's part of a tensor, the batch dimension first.
+Shapes = Sequence[Sequence[int]]
 
 
 def execute_meta(
@@ -24,13 +26,17 @@ def execute_meta(
     sizes: Sequence[int],
     version: str | None = None,
     deadlines_ms: Sequence[float | None] | None = None,
+    shapes: Mapping[str, Shapes] | None = None,
 ) -> dict[str, Any]:
     """EXECUTE: `rows[i]` rows of every input belong to request i; `sizes` are bytes per input.
 
     `version` pins a version (None: what the replica serves now); `deadlines_ms` is the time left
-    to each request when the frame was made.
+    to each request when the frame was made. `shapes` names the inputs whose requests differ in a
+    variable dimension: their own shapes, one a request; the head then says -1 there.
     """
     meta: dict[str, Any] = {"inputs": inputs, "rows": rows, "sizes": sizes}
+    if shapes:
+        meta["shapes"] = shapes
     if version is not None:
         meta["version"] = version
     if deadlines_ms is not None:
@@ -48,12 +54,13 @@ def result_meta(
     compute_us: int,
     batch: int,
     errors: dict[str, dict[str, Any]] | None = None,
+    shapes: Mapping[str, Shapes] | None = None,
 ) -> dict[str, Any]:
     """RESULT: `rows[i]` rows of every output belong to request i; 0 rows where it failed.
 
     `errors` maps the request's index (as a string) to a `Fault.to_json()`. `batch` is how many rows
     the device executed together, which may be more than this frame's: a replica joins the frames
-    of several gateways. `version` answers for every row of the frame.
+    of several gateways. `version` answers for every row of the frame. `shapes` as in EXECUTE.
     """
     meta: dict[str, Any] = {
         "outputs": outputs,
@@ -66,6 +73,8 @@ def result_meta(
     }
     if errors:
         meta["errors"] = errors
+    if shapes:
+        meta["shapes"] = shapes
     return meta
 
 
