@@ -1,0 +1,280 @@
+"""What a gateway serves and how: the keys of its TOML file, checked once and frozen.
+
+Owns every key, its default and its meaning. The file comes first, then the environment
+(`PENSTOCK_SERVER__WORKERS=2`), then flags (`--set server.workers=2`); the later wins. Invariant: a
+`GatewayConfig` that exists is whole and consistent; everything else is a `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.config_options import Choice, File, Number, Size, Text, Whole, option
+from gateway.config_source import ConfigError, Problem, Source, table, tables
+
+__all__ = [
+    "ConfigError",
+    "GatewayConfig",
+    "ModelConfig",
+    "Problem",
+    "ReplicaConfig",
+    "ServerConfig",
+    "load",
+    "parse",
+    "read",
+    "split_listen",
+]
+
+# A name is a part of paths, labels and file names of sockets (which the kernel keeps short).
+NAME = Text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+ROUTING = ("wlc",)
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
+_LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
+_REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")
+_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?")
+DAY = 86_400.0
+
+
+def split_listen(listen: str) -> tuple[str, int] | str:
+    """(host, port), or the path of a UNIX socket. Raises ValueError."""
+    match = _LISTEN.fullmatch(listen)
+    if match is None:
+        raise ValueError(f"{listen!r} is no address")
+    if match["path"] is not None:
+        return match["path"]
+    port = int(match["port"])
+    if port > 65_535:
+        raise ValueError(f"port {port} is above 65535")
+    return match["host"].strip("[]"), port
+
+
+def _listens(text: str) -> bool:
+    try:
+        split_listen(text)
+    except ValueError:
+        return False
+    return True
+
+
+ADDRESS = Text('an address: "127.0.0.1:8080", "[::1]:8080" or "unix:/path"', valid=_listens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """One backend of a model: a process that the supervisor spawns, or one that runs somewhere."""
+
+    name: str = option(NAME, "names the replica in the whole gateway")
+    kind: str = option(
+        Choice("native", "http"), "native speaks our wire, http anything HTTP", default="native"
+    )
+    spawn: Path | None = option(  # noqa: RUF009 - a field, as the others
+        File(), "the replica's own file: we run `python -m backends serve` with it", default=None
+    )
+    address: str | None = option(
+        Text(), 'where it listens: "unix:/path", "tcp:host:port" or, for http, a URL', default=None
+    )
+    weight: float = option(
+        Number(least=0.0, most=1e6), "its share of the work beside the others", default=1.0
+    )
+
+    def socket(self, runtime: Path) -> str:
+        """Where a native replica is reached; the sockets of spawned ones lie in `runtime`."""
+        return self.address if self.address is not None else f"unix:{runtime}/{self.name}.sock"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.kind == "http" and self.spawn is not None:
+            yield "spawn", 'an http replica is not spawned; give its "address"'
+        elif (self.spawn is None) == (self.address is None):
+            yield "", 'expected either "spawn" (a file) or "address" (where it listens)'
+        if self.address is not None:
+            form, example = (
+                (_URL, "http://127.0.0.1:8000") if self.kind == "http" else (_REPLICA, "tcp:h:7001")
+            )
+            if not form.fullmatch(self.address):
+                yield "address", f'expected an address such as "{example}", got "{self.address}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReplicaTable(ReplicaConfig):
+    """`[[models.replicas]]` as it is written: one table may stand for several replicas."""
+
+    count: int | None = option(
+        Whole(1, 1024), "spawn so many: name-0, name-1, …; left out, one: name", default=None
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        # No super() in a dataclass with slots: the decorator makes a new class.
+        yield from ReplicaConfig.problems(self)
+        if self.count is not None and self.address is not None:
+            yield "count", 'replicas with an "address" are listed one by one'
+
+    def expand(self) -> list[ReplicaConfig]:
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(ReplicaConfig)}
+        if self.count is None:
+            return [ReplicaConfig(**values)]
+        return [
+            ReplicaConfig(**{**values, "name": f"{self.name}-{number}"})
+            for number in range(self.count)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One model that clients name, its replicas and its limits."""
+
+    name: str = option(NAME, "what clients ask for")
+    replicas: tuple[ReplicaConfig, ...] = tables(_ReplicaTable)
+    slo_ms: float | None = option(
+        Number(above=0.0, most=1e7),
+        "answer within so long, or refuse on arrival; left out, no such aim",
+        default=None,
+    )
+    timeout_ms: float = option(
+        Number(above=0.0, most=1e8), "the deadline of requests that bring none", default=30_000.0
+    )
+    max_queue: int = option(
+        Whole(1, 10_000_000), "rows that may wait; more are refused with 429", default=4096
+    )
+    max_batch_size: int | None = option(
+        Whole(1, 1_000_000), "rows in a batch; left out, what the replica says", default=None
+    )
+    routing: str = option(Choice(*ROUTING), "how a replica is chosen", default="wlc")
+    retries: int = option(
+        Whole(0, 16), "further replicas tried before the first byte of an answer", default=2
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.replicas:
+            yield "", "a model needs at least one [[models.replicas]]"
+        if self.max_batch_size is not None and self.max_batch_size > self.max_queue:
+            yield "max_queue", f"must hold one batch of max_batch_size = {self.max_batch_size} rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Listeners, processes and what a connection may cost."""
+
+    listen: str = option(ADDRESS, "where clients connect", default="127.0.0.1:8080")
+    admin: str = option(ADDRESS, "where operators connect", default="127.0.0.1:8081")
+    admin_key: str | None = option(
+        Text(pattern=r"[\x21-\x7e]{8,}", expected="at least 8 printable characters"),
+        "operators must send it: `authorization: Bearer KEY`",
+        default=None,
+    )
+    workers: int = option(Whole(1, 256), "gateway processes that share the port", default=1)
+    max_body: int = option(Size(), "the largest request body", default=64 * 2**20)
+    max_head: int = option(Size(), "the largest request line and headers", default=32 * 2**10)
+    head_timeout_s: float = option(
+        Number(above=0.0, most=DAY), "a head must be complete within", default=10.0
+    )
+    body_timeout_s: float = option(
+        Number(above=0.0, most=DAY), "a body may stall for", default=30.0
+    )
+    idle_timeout_s: float = option(
+        Number(above=0.0, most=DAY), "a connection may idle for", default=120.0
+    )
+    drain_s: float = option(
+        Number(least=0.0, most=DAY), "requests may finish for so long at a stop", default=20.0
+    )
+    log_level: str = option(
+        Choice("debug", "info", "warning", "error"), "what is logged", default="info"
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.listen == self.admin and not self.listen.endswith(":0"):
+            yield "admin", f'"{self.admin}" is "listen" too; operators need an address of their own'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The whole file. `path` is where it was read."""
+
+    server: ServerConfig
+    models: tuple[ModelConfig, ...]
+    path: Path
+
+    def replicas(self) -> Iterator[tuple[ModelConfig, ReplicaConfig]]:
+        for model in self.models:
+            for replica in model.replicas:
+                yield model, replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileTable:
+    """The file's outermost table, as it is written."""
+
+    server: ServerConfig = table(ServerConfig)  # noqa: RUF009 - a field
+    models: tuple[ModelConfig, ...] = tables(ModelConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.models:
+            yield "models", "there is nothing to serve; add a [[models]] table with a name"
+
+
+def parse(
+    text: str,
+    path: Path,
+    environ: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = False,
+) -> GatewayConfig:
+    """The configuration that `text` and its overrides (`key=value`) say. Raises ConfigError.
+
+    `path` is where the text came from: errors name it and relative paths start in its folder.
+    `check_files` refuses files that are not there, which only who serves needs to know.
+    """
+    source = Source(text, path, check_files=check_files)
+    source.apply_environment(FileTable, environ)
+    source.apply_flags(FileTable, overrides)
+    file: FileTable | None = source.read(FileTable)
+    models = tuple(_expand(model) for model in file.models) if file is not None else ()
+    if file is not None:
+        _refuse_equal_names(source, file, models)
+    source.refuse_if_wrong()
+    assert file is not None  # a table that could not be read reported why
+    return GatewayConfig(server=file.server, models=models, path=path)
+
+
+def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> GatewayConfig:
+    """Read and parse the file, and see that the files it names are there. Raises ConfigError."""
+    return parse(read(path), path, environ, overrides, check_files=True)
+
+
+def read(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigError when there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    wrong = Problem(origin=str(path), line=None, key="", expected=f"cannot read it: {reason}")
+    raise ConfigError(path, [wrong])
+
+
+def _expand(model: ModelConfig) -> ModelConfig:
+    replicas: list[ReplicaConfig] = []
+    for written in model.replicas:
+        assert isinstance(written, _ReplicaTable)
+        replicas += written.expand()
+    return dataclasses.replace(model, replicas=tuple(replicas))
+
+
+def _refuse_equal_names(source: Source, file: FileTable, models: Sequence[ModelConfig]) -> None:
+    """Models and replicas are named in paths and commands: each name stands for one thing."""
+    taken: dict[str, str] = {}
+    for index, model in enumerate(models):
+        if model.name in [other.name for other in models[:index]]:
+            source.report(("models", index, "name"), f'another model is named "{model.name}"')
+        for position, written in enumerate(file.models[index].replicas):
+            assert isinstance(written, _ReplicaTable)
+            for replica in written.expand():
+                if replica.name in taken:
+                    wrong = f'a replica of "{taken[replica.name]}" is named "{replica.name}" too'
+                    source.report(("models", index, "replicas", position, "name"), wrong)
+                taken[replica.name] = model.name
