@@ -1,0 +1,1 @@
+"""Simulators that run the production policies in simulated time."""
