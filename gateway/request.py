@@ -48,6 +48,7 @@ class TensorRequest:
         "cancel",
         "deadline",
         "finished",
+        "flight",
         "inputs",
         "key",
         "priority",
@@ -74,7 +75,9 @@ class TensorRequest:
         self.inputs, self.rows, self.key = inputs, rows, key
         self.arrived, self.deadline, self.priority = arrived, deadline, priority
         self.session, self.version, self.tenant = session, version, tenant
+        # The dispatcher's: how often it was sent, and the flight that it is on.
         self.attempts = 0
+        self.flight: object | None = None
         self.finished = False
         self._on_done = on_done
         # Set while the request waits or runs: takes it out of there. Called by `gone`.

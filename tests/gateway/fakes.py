@@ -104,6 +104,13 @@ class FakeReplica:
         return lambda frame: wire.encode(Kind.ERROR, frame.id, Fault(**fault).to_json())
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Both ends share the test's loop; polling is the one form that fits every condition."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
 class Connection(asyncio.Protocol):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica, self._decoder = replica, wire.Decoder()

@@ -1,0 +1,237 @@
+"""From the queue to a replica and back: batches leave, land, and are tried again.
+
+The shell around the policies of one model: router and batcher decide what a free slot executes, the
+replica's link carries it, and every flight lands exactly once, with its answers, with a fault, or
+with its replica's death. Invariants: a lease and a breaker's permit are given back by the landing
+of their flight; a request is executed again only when its replica cannot have answered it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from backends.wire import Fault, Frame, Kind, WireError
+from gateway.batch import error_of, gather, split
+from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, TooLarge
+from gateway.measures import Measures
+from gateway.policy.batching import Batcher
+from gateway.policy.breaker import Outcome, Permit, usable
+from gateway.policy.load import Lease
+from gateway.policy.retry import RetryBudget
+from gateway.policy.routing import NO_KEY, Router
+from gateway.replica import NativeReplica
+from gateway.request import Answer, TensorRequest
+
+log = logging.getLogger(__name__)
+
+LATE = "the deadline passed before a replica could answer"
+_WHEN_TOLD = float("inf")
+
+
+@dataclass(slots=True)
+class Flight:
+    """One batch at a replica."""
+
+    batch: list[TensorRequest]
+    replica: NativeReplica
+    lease: Lease
+    permit: Permit
+    sent: float
+    id: int = 0
+
+
+class Dispatcher:
+    """`finish(request, outcome)` ends a request. `queue` and `router` may be replaced at any time;
+    `retries` is how many further replicas a request may be sent to. The retry budget counts
+    batches."""
+
+    def __init__(
+        self,
+        queue: Batcher[TensorRequest],
+        router: Router,
+        *,
+        retries: int,
+        finish: Callable[[TensorRequest, Answer | GatewayError], None],
+        measures: Measures,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.queue, self.router, self.retries = queue, router, retries
+        self._finish, self._measures, self._loop = finish, measures, loop
+        self._budget = RetryBudget()
+        self._replicas: list[NativeReplica] = []
+        self._serving: list[NativeReplica] = []
+        self._mixed = False
+        self._due = False
+        self._wake: asyncio.TimerHandle | None = None
+
+    def update(self, replicas: list[NativeReplica]) -> None:
+        """The replicas, or what they can do, changed."""
+        self._replicas = replicas
+        self._serving = [replica for replica in replicas if replica.ready]
+        # With one version everywhere, every replica can run every request.
+        self._mixed = len({version for r in self._serving for version in r.status.versions}) > 1
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Look at the queue once this turn of the loop is over: what arrives within one turn is
+        seen together."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._pump)
+
+    def withdraw(self, request: TensorRequest) -> None:
+        """A request that ended without its answer: out of the queue; and when nobody waits for its
+        flight any more, the replica is told."""
+        flight = request.flight
+        if flight is None:
+            self.queue.discard(request)
+        else:
+            assert isinstance(flight, Flight)
+            if all(other.finished for other in flight.batch):
+                flight.replica.cancel(flight.id)
+
+    def close(self) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+
+    # ---------------------------------------------------------------------------------- departures
+
+    def _pump(self) -> None:
+        """Fill free slots while there is something to send."""
+        self._due = False
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        while len(self.queue):
+            wake = self._send_one(self._loop.time())
+            if wake is None:
+                continue
+            if wake < _WHEN_TOLD:
+                self._wake = self._loop.call_at(wake, self._pump)
+            return
+
+    def _send_one(self, now: float) -> float | None:
+        """Send one batch: None. Nothing to send: when to look again."""
+        able, panic = usable(self._serving, len(self._replicas), now)
+        by_load = {r.load: r for r in able if r.load.in_flight < r.load.slots}
+        free = sum(load.slots - load.in_flight for load in by_load)
+        slots = sum(r.load.slots for r in able)
+        while by_load:
+            chosen = self.router.choose(list(by_load), NO_KEY, now)
+            if chosen is None:
+                break
+            replica = by_load.pop(chosen)
+            plan = self.queue.next(
+                now,
+                free=free,
+                slots=slots,
+                curve=replica.curve(None),
+                ahead=replica.load.work,
+                accept=_runs(replica) if self._mixed else None,
+            )
+            for request in plan.dropped:
+                self._finish(request, DeadlineExceeded(LATE))
+            if plan.batch:
+                self._send(plan.batch, plan.reason, replica, panic, now)
+                return None
+            if plan.dropped:
+                return None
+            if plan.wake is not None:
+                return plan.wake
+            # Nothing that this replica can run; another one may hold a pinned version.
+        probes = [at for r in self._serving if (at := r.breaker.next_probe(now)) is not None]
+        return min(probes, default=_WHEN_TOLD) if len(able) < len(self._serving) else _WHEN_TOLD
+
+    def _send(
+        self,
+        batch: list[TensorRequest],
+        reason: str,
+        replica: NativeReplica,
+        panic: bool,
+        now: float,
+    ) -> None:
+        permit = replica.breaker.allow(now, panic=panic)
+        assert permit is not None  # `usable` said so, at this very moment
+        rows = sum([request.rows for request in batch])
+        lease = replica.load.take(replica.curve(batch[0].version).mean(rows), now)
+        flight = Flight(batch, replica, lease, permit, now)
+        self._budget.request(now)
+        for request in batch:
+            request.attempts += 1
+            request.flight = flight
+        self._measures.sent(reason, rows, [now - request.arrived for request in batch])
+        try:
+            meta, data = gather(batch, now)
+            flight.id = replica.execute(meta, data, lambda frame: self._land(flight, frame))
+        except WireError as error:
+            self._give_back(flight, Outcome.NEUTRAL, now)
+            for request in batch:
+                self._finish(request, TooLarge(f"the batch is too large for the wire: {error}"))
+
+    # ------------------------------------------------------------------------------------ landings
+
+    def _land(self, flight: Flight, frame: Frame | None) -> None:
+        """A flight's one end."""
+        now = self._loop.time()
+        if frame is None:
+            died = f"replica {flight.replica.name} died before it answered"
+            # What is dead works no more: placing its batch elsewhere adds no load to the pool.
+            self._again(flight, ReplicaNonsense(died), Outcome.FAILURE, now, retry=True)
+        else:
+            try:
+                self._read(flight, frame, now)
+            except (WireError, KeyError, TypeError, ValueError) as error:
+                nonsense = f"replica {flight.replica.name} answered what is no result: {error}"
+                log.warning("replica=%s nonsense=%r", flight.replica.name, error)
+                retry = self._budget.take(now)
+                self._again(flight, ReplicaNonsense(nonsense), Outcome.FAILURE, now, retry=retry)
+        self.schedule()
+
+    def _read(self, flight: Flight, frame: Frame, now: float) -> None:
+        """Raises before anything has changed when the frame is no answer."""
+        if frame.kind == Kind.ERROR:
+            fault = Fault.from_json(frame.json())
+            retry = fault.retryable and self._budget.take(now)
+            self._again(flight, error_of(fault), Outcome.NEUTRAL, now, retry=retry)
+            return
+        meta, outcomes = split(frame, flight.batch, flight.replica.name, flight.sent)
+        self._give_back(flight, Outcome.SUCCESS, now)
+        flight.replica.curve(meta["version"]).observe(meta["batch"], meta["compute_us"] / 1e6)
+        self._measures.answered(flight.replica.name, meta, time.time())
+        for request, outcome in zip(flight.batch, outcomes, strict=True):
+            if not request.finished:
+                self._finish(request, outcome)
+
+    def _again(
+        self, flight: Flight, error: GatewayError, outcome: Outcome, now: float, *, retry: bool
+    ) -> None:
+        """Requests that no replica answered: back to the head of the queue, or failed."""
+        self._give_back(flight, outcome, now)
+        back: list[TensorRequest] = []
+        for request in flight.batch:
+            request.flight = None
+            if request.finished:
+                continue
+            if retry and request.attempts <= self.retries:
+                back.append(request)
+            else:
+                self._finish(request, error)
+        if back:
+            self._measures.retried += len(back)
+            self.queue.requeue(back, now)
+
+    def _give_back(self, flight: Flight, outcome: Outcome, now: float) -> None:
+        flight.lease.release(now)
+        flight.permit.record(now, outcome)
+        self.router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
+        flight.replica.settled()
+
+
+def _runs(replica: NativeReplica) -> Callable[[Any], bool]:
+    """Whether the replica holds the version that a key pins."""
+    return lambda key: replica.serves(key[1])

@@ -1,0 +1,277 @@
+"""One tensor model in one worker: what it takes in, what it refuses, what it says of itself.
+
+Owns the model's live requests and their deadlines; its dispatcher owns their way to the replicas.
+Invariants: each submitted request is finished exactly once, by its deadline (and one tick) at the
+latest; accepted = done + failed + cancelled + live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from backends.wire import Signature
+from gateway.config import ModelConfig
+from gateway.dispatch import LATE, Dispatcher
+from gateway.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GatewayError,
+    NoReplica,
+    NotFound,
+    Shed,
+)
+from gateway.measures import Family, Measures
+from gateway.oip.statistics import ModelStats
+from gateway.policy.batching import Batcher, BatchingKnobs
+from gateway.policy.breaker import Ejection
+from gateway.policy.routing import make_router
+from gateway.replica import NativeReplica
+from gateway.request import Answer, TensorRequest
+
+# How often deadlines are looked at while requests live; a 504 comes at most this much late.
+TICK_S = 0.02
+# A model that had a ready replica this recently keeps its requests waiting: a killed replica is
+# back within its start-up time. Past it, and before the first one was ready, the answer is 503.
+FAILOVER_S = 30.0
+
+_REFUSED = {
+    "queue_full": "its queue is full",
+    "too_late": "the request could not be answered by its deadline",
+}
+
+
+class Model:
+    """`replicas` is the fleet's to fill; it calls `changed` after every change."""
+
+    kind = "tensor"
+
+    def __init__(
+        self, config: ModelConfig, *, loop: asyncio.AbstractEventLoop, rng: random.Random
+    ) -> None:
+        self.name, self.config = config.name, config
+        self.replicas: list[NativeReplica] = []
+        self.ejection = Ejection()
+        self.measures = Measures()
+        self.signature: Signature | None = None  # until a replica has said it
+        self.versions: tuple[str, ...] = ()  # that can be asked for; the default one first
+        self.ready = False
+        self.unloaded = False
+        self._loop, self._rng = loop, rng
+        self._live: set[TensorRequest] = set()
+        self._tick: asyncio.TimerHandle | None = None
+        self._unserved_since = float("-inf")
+        self._dispatcher = Dispatcher(
+            self._new_queue(),
+            make_router(config.routing, rng),
+            retries=config.retries,
+            finish=self._finish,
+            measures=self.measures,
+            loop=loop,
+        )
+
+    # ---------------------------------------------------------------------------------- requests
+
+    def submit(self, request: TensorRequest) -> None:
+        """Take the request; it ends through `request.finish`, possibly before this returns."""
+        self.measures.accepted += 1
+        self._live.add(request)
+        request.cancel = self._gone
+        error = self._refuse(request, self._loop.time())
+        if error is not None:
+            self._finish(request, error)
+            return
+        if self._tick is None:
+            self._tick = self._loop.call_later(TICK_S, self._on_tick)
+        self._dispatcher.schedule()
+
+    def _refuse(self, request: TensorRequest, now: float) -> GatewayError | None:
+        """Queue the request, or say why not."""
+        if self.unloaded:
+            return NoReplica(f"model {self.name!r} is unloaded; load it to use it again")
+        if not self.ready and now - self._unserved_since > FAILOVER_S:
+            return NoReplica(self.reason(), retry_after=1.0)
+        if request.version is not None and request.version not in self.versions:
+            return self._no_version(request.version)
+        config = self.config
+        limit_ms = config.timeout_ms if config.slo_ms is None else config.slo_ms
+        request.deadline = min(request.deadline, request.arrived + limit_ms / 1e3)
+        if request.deadline <= now:
+            return DeadlineExceeded("the deadline had passed when the request arrived")
+        request.key = (request.key, request.version)
+        refusal = self._dispatcher.queue.add(request, now)
+        if refusal is None:
+            return None
+        why = f"model {self.name!r}: {_REFUSED[refusal.reason]}"
+        return Shed(why, retry_after=refusal.retry_after)
+
+    def _no_version(self, version: str) -> NotFound:
+        have = ", ".join(self.versions) or "none"
+        return NotFound(
+            f"model {self.name!r} has no version {version!r} now; it has {have}", param="version"
+        )
+
+    def _finish(self, request: TensorRequest, outcome: Answer | GatewayError) -> None:
+        self._live.discard(request)
+        if request.finish(outcome):
+            self._ended(request, outcome)
+
+    def _gone(self, request: TensorRequest) -> None:
+        """The client has closed, and the request has ended with that."""
+        self._live.discard(request)
+        self._ended(request, Cancelled(""))
+        self._dispatcher.withdraw(request)
+
+    def _ended(self, request: TensorRequest, outcome: Answer | GatewayError) -> None:
+        serving = self.versions[0] if self.versions else ""
+        self.measures.ended(request, outcome, self._loop.time(), serving)
+
+    def _on_tick(self) -> None:
+        now = self._loop.time()
+        unserved = not self.ready and now - self._unserved_since > FAILOVER_S
+        for request in [r for r in self._live if unserved or r.deadline <= now]:
+            error = NoReplica(self.reason()) if unserved else DeadlineExceeded(LATE)
+            self._finish(request, error)
+            self._dispatcher.withdraw(request)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick) if self._live else None
+
+    # ----------------------------------------------------------------------------------- changes
+
+    def changed(self) -> None:
+        """A replica came, went, or said something new."""
+        ready = [replica for replica in self.replicas if replica.ready]
+        if ready:
+            self.signature = ready[0].signature
+        if self.ready and not ready:
+            self._unserved_since = self._loop.time()
+        self.ready = bool(ready) and not self.unloaded
+        old = self.versions
+        self.versions = tuple(
+            dict.fromkeys(
+                [replica.status.version for replica in ready]
+                + [version for replica in ready for version in replica.status.versions]
+            )
+        )
+        self._dispatcher.update(self.replicas)
+        if set(old) - set(self.versions) and self.ready:
+            self._end_unpinnable()
+        if self._new_limit():
+            self._replace_queue()
+
+    def _end_unpinnable(self) -> None:
+        """Waiting requests whose pinned version no replica holds any more."""
+        for request in [r for r in self._live if r.flight is None and r.version is not None]:
+            if request.version is not None and request.version not in self.versions:
+                self._finish(request, self._no_version(request.version))
+                self._dispatcher.withdraw(request)
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        """New limits and policies, for the requests that wait too."""
+        if config.routing != self.config.routing:
+            self._dispatcher.router = make_router(config.routing, self._rng)
+        self.config, self._dispatcher.retries = config, config.retries
+        self._replace_queue()
+
+    def _limit(self) -> int:
+        """Rows in a batch: what the model can take, and what the operator allows."""
+        own, theirs = self.config.max_batch_size, self.signature
+        limits = [own] if own is not None else []
+        limits += [theirs.max_batch_size] if theirs is not None else []
+        return min(limits, default=1)
+
+    def _new_limit(self) -> bool:
+        return self._dispatcher.queue.knobs.max_batch_size != self._limit()
+
+    def _new_queue(self) -> Batcher[TensorRequest]:
+        slo_ms = self.config.slo_ms
+        return Batcher(
+            BatchingKnobs(
+                max_batch_size=self._limit(),
+                slo_s=None if slo_ms is None else slo_ms / 1e3,
+                max_queue=max(self.config.max_queue, self._limit()),
+            )
+        )
+
+    def _replace_queue(self) -> None:
+        waiting = [request for request in self._live if request.flight is None]
+        waiting.sort(key=lambda request: request.arrived)
+        self._dispatcher.queue = self._new_queue()
+        self._dispatcher.queue.requeue(waiting, self._loop.time())
+        self._dispatcher.schedule()
+
+    def load(self, done: Callable[[GatewayError | None], None]) -> None:
+        """Back into service; the replicas look at once for what they follow."""
+        self.unloaded = False
+        self.changed()
+        waiting, errors = len(self.replicas), []
+
+        def heard(error: GatewayError | None) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if error is not None:
+                errors.append(error)
+            if not waiting:
+                # One replica that cannot be asked is no failure while another serves.
+                done(errors[0] if errors and not self.ready else None)
+
+        for replica in self.replicas:
+            replica.command("reload", heard)
+
+    def unload(self, done: Callable[[GatewayError | None], None]) -> None:
+        """What waits and runs is answered, nothing new is taken."""
+        self.unloaded = True
+        self.changed()
+        done(None)
+
+    def close(self, error: GatewayError) -> None:
+        """End every live request."""
+        for request in list(self._live):
+            self._finish(request, error)
+            self._dispatcher.withdraw(request)
+        self._dispatcher.close()
+        if self._tick is not None:
+            self._tick.cancel()
+
+    # ------------------------------------------------------------------------------------- views
+
+    @property
+    def stats(self) -> ModelStats:
+        return self.measures.statistics
+
+    @property
+    def max_batch_size(self) -> int | None:
+        return None if self.signature is None else self._limit()
+
+    def reason(self) -> str:
+        """Why no replica is ready, for people."""
+        said = [
+            f"{replica.name} is {replica.state}"
+            + (f" ({replica.status.reason})" if replica.status.reason else "")
+            for replica in self.replicas
+        ]
+        return f"no replica of model {self.name!r} is ready: " + "; ".join(said)
+
+    def status(self) -> dict[str, Any]:
+        """For operators."""
+        now, measures = self._loop.time(), self.measures
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "ready": self.ready,
+            "waiting": len(self._dispatcher.queue),
+            "slo_ms": self.config.slo_ms,
+            "counters": {
+                "accepted": measures.accepted,
+                "done": measures.done,
+                "failed": measures.failed,
+                "cancelled": measures.cancelled,
+                "live": len(self._live),
+            },
+            "replicas": [replica.describe(now) for replica in self.replicas],
+        }
+
+    def families(self) -> list[Family]:
+        waiting = len(self._dispatcher.queue)
+        return self.measures.families(self.name, len(self._live), waiting)

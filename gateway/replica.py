@@ -1,0 +1,243 @@
+"""A native replica as the gateway sees it: its link, its newest status, its load, its breaker.
+
+Owns one task that keeps a link to the replica's address and connects again when it is lost. It
+never chooses requests: the dispatcher does. Invariant: `generation` grows with every link, leases
+belong to one generation, and a replica without a link that said "ready" gets no batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from backends.wire import Fault, Frame, Kind, Signature, Status
+from gateway.batch import error_of
+from gateway.errors import GatewayError, NoReplica
+from gateway.link import Link, OnAnswer
+from gateway.policy.breaker import Breaker
+from gateway.policy.load import ReplicaLoad
+from gateway.policy.service import ServiceCurve
+
+log = logging.getLogger(__name__)
+
+PING_S = 1.0
+# Silence on the socket thread for this long means that the process hangs, whatever TCP thinks.
+SILENT_S = 5.0
+# A replica on this host comes back within its start-up time; a short pause costs nothing.
+RECONNECT_S = (0.02, 1.0)
+
+_NOT_CONNECTED = Status(model="", kind="", state="unreachable", reason="not connected yet")
+
+
+class NativeReplica:
+    """`on_change()` is called when its state, versions or link changed."""
+
+    kind = "native"
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        *,
+        model: str,
+        weight: float,
+        gateway: str,
+        on_change: Callable[[], None],
+        breaker: Breaker,
+        rng: random.Random,
+    ) -> None:
+        self.name, self.address, self.model = name, address, model
+        self.load = ReplicaLoad(name, weight=weight, slots=1)
+        self.breaker = breaker
+        self.status = _NOT_CONNECTED
+        self.signature: Signature | None = None
+        self.curves: dict[str, ServiceCurve] = {}
+        self._gateway, self._on_change, self._rng = gateway, on_change, rng
+        self._link: Link | None = None
+        self._lost = asyncio.Event()
+        self._retired: Callable[[], object] | None = None
+
+    # ------------------------------------------------------------------------------- what it is
+
+    @property
+    def state(self) -> str:
+        """ready, loading, draining, failed, unreachable: what routing may rely on."""
+        if self.status.state == "ready" and (self.load.drained or self._retired is not None):
+            return "draining"
+        return self.status.state
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    def curve(self, version: str | None) -> ServiceCurve:
+        """Service times of the version that would execute (None: the one served now). Learnt anew
+        for each version: a reload may change the model's speed."""
+        name = version or self.status.version
+        curve = self.curves.get(name)
+        if curve is None:
+            live = {self.status.version, *self.status.versions}
+            self.curves = {old: c for old, c in self.curves.items() if old in live}
+            curve = self.curves[name] = ServiceCurve()
+        return curve
+
+    def serves(self, version: str | None) -> bool:
+        return version is None or version in self.status.versions
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """For operators; `gateway status` and the dashboard show it."""
+        status, load = self.status, self.load
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "address": self.address,
+            "state": self.state,
+            "reason": status.reason,
+            "version": status.version,
+            "versions": list(status.versions),
+            "generation": status.generation,
+            "reload": status.reload,
+            "reload_to": status.reload_to,
+            "pid": status.pid,
+            "weight": load.weight,
+            "drained": load.drained,
+            "breaker": self.breaker.state(now).name.lower(),
+            "work": round(load.work, 6),
+            "in_flight": load.in_flight,
+            "slots": load.slots,
+        }
+
+    # --------------------------------------------------------------------------- what it is told
+
+    def execute(self, meta: Any, data: Any, on_answer: OnAnswer) -> int:
+        assert self._link is not None
+        return self._link.send(Kind.EXECUTE, meta, data, on_answer=on_answer)
+
+    def cancel(self, id: int) -> None:
+        if self._link is not None:
+            self._link.cancel(id)
+
+    def drain(self, now: float) -> None:
+        """No new batches until `undrain`; those it has are answered."""
+        self.load.drain(now)
+        self._on_change()
+
+    def undrain(self, now: float) -> None:
+        self.load.undrain(now)
+        self._on_change()
+
+    def retire(self, on_empty: Callable[[], object]) -> None:
+        """Take no more; `on_empty` is called once nothing is in flight."""
+        self._retired = on_empty
+        self.settled()
+
+    def settled(self) -> None:
+        """A flight has landed; called by the dispatcher after each."""
+        if self._retired is not None and not self.load.in_flight:
+            self._retired()
+
+    def command(self, op: str, done: Callable[[GatewayError | None], None]) -> None:
+        """A CONTROL; `done` hears once how it ended."""
+        if self._link is None:
+            done(NoReplica(f"replica {self.name} is {self.state}: {self.status.reason}"))
+            return
+
+        def on_answer(frame: Frame | None) -> None:
+            if frame is None:
+                done(NoReplica(f"replica {self.name} went away while it was asked to {op}"))
+            elif frame.kind == Kind.ERROR:
+                done(error_of(Fault.from_json(frame.json())))
+            else:
+                done(None)
+
+        self._link.send(Kind.CONTROL, {"op": op}, on_answer=on_answer)
+
+    # ------------------------------------------------------------------------------ its one task
+
+    async def run(self) -> None:
+        """Keep a link until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause = RECONNECT_S[0]
+        while True:
+            self._lost.clear()
+            try:
+                link = await self._connect(loop)
+            except (OSError, TimeoutError) as error:
+                self._set_unreachable(f"{self.address}: {error}")
+                await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
+                pause = min(pause * 2, RECONNECT_S[1])
+                continue
+            pause = RECONNECT_S[0]
+            try:
+                await self._watch(link, loop)
+            finally:
+                link.abort("the gateway closed the link")
+            await asyncio.sleep(pause)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
+        def make() -> Link:
+            return Link(self._heard_status, self._link_lost, gateway=self._gateway)
+
+        scheme, _, rest = self.address.partition(":")
+        async with asyncio.timeout(2.0):
+            if scheme == "unix":
+                _, link = await loop.create_unix_connection(make, rest)
+            else:
+                host, _, port = rest.rpartition(":")
+                _, link = await loop.create_connection(make, host.strip("[]"), int(port))
+        return link
+
+    async def _watch(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
+        """Returns when the link is lost; a silent one is cut."""
+        while not self._lost.is_set():
+            try:
+                async with asyncio.timeout(PING_S):
+                    await self._lost.wait()
+            except TimeoutError:
+                if loop.time() - link.heard > SILENT_S:
+                    link.abort(f"silent for {SILENT_S:.0f} s")
+                    return
+                link.ping()
+
+    def _heard_status(self, link: Link, status: Status) -> None:
+        if status.model != self.model:
+            link.abort(f"serves model {status.model!r}, not {self.model!r}")
+            return
+        if self._link is None:
+            # The first word on this link: leases of the last one no longer count.
+            self._link = link
+            self.load.renew(asyncio.get_running_loop().time())
+        self.load.slots = status.slots
+        if status.signature is not None:
+            self.signature = Signature.from_json(status.signature)
+        changed = (status.state, status.version, status.reload) != (
+            self.status.state,
+            self.status.version,
+            self.status.reload,
+        )
+        self.status = status
+        if changed:
+            log.info(
+                "replica=%s state=%s version=%s reload=%s reason=%s",
+                *(self.name, status.state, status.version, status.reload, status.reason),
+            )
+        self._on_change()
+
+    def _link_lost(self, link: Link, why: str) -> None:
+        self._lost.set()
+        if self._link is link or self._link is None:
+            self._link = None
+            self._set_unreachable(why)
+
+    def _set_unreachable(self, why: str) -> None:
+        if self.status.state != "unreachable":
+            log.warning("replica=%s state=unreachable reason=%s", self.name, why)
+        old = self.status
+        # What it served last stays to be seen; nothing is routed by it.
+        self.status = Status(
+            model=old.model, kind=old.kind, state="unreachable", reason=why, version=old.version
+        )
+        self._on_change()

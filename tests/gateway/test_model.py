@@ -1,0 +1,299 @@
+"""A model against replicas that answer, die, hang and lie: every request ends exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from backends import wire
+from backends.wire import Kind
+from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig, ServerConfig
+from gateway.errors import GatewayError
+from gateway.fleet import Fleet
+from gateway.request import Answer, Tensor, TensorRequest
+from tests.gateway.fakes import FakeReplica, until
+
+
+class Client:
+    """Submits requests and keeps each outcome; a second one for the same request is an error."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.outcomes: dict[int, Answer | GatewayError] = {}
+        self._changed = asyncio.Event()
+
+    def ask(self, number: int, **more) -> TensorRequest:
+        def done(outcome: Answer | GatewayError) -> None:
+            assert number not in self.outcomes
+            self.outcomes[number] = outcome
+            self._changed.set()
+
+        tensor = Tensor("x", "FP32", (1, 2), struct.pack("<2f", number, 0.5))
+        arrived = asyncio.get_running_loop().time()
+        request = TensorRequest((tensor,), 1, (), done, arrived=arrived, **more)
+        self.model.submit(request)
+        return request
+
+    async def all(self, count: int) -> dict[int, Answer | GatewayError]:
+        async with asyncio.timeout(20):
+            while len(self.outcomes) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.outcomes
+
+    def balance(self) -> None:
+        m = self.model.measures
+        assert m.accepted == m.done + m.failed + m.cancelled + len(self.model._live)
+
+
+def doubled(outcome: Answer) -> tuple[float, float]:
+    assert isinstance(outcome, Answer), outcome
+    return struct.unpack("<2f", outcome.outputs[0].data)
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, count: int = 1, **config):
+    """(client, fakes, fleet): a fleet of one model whose replicas are ready."""
+    fakes = [FakeReplica(tmp_path / f"r{n}.sock") for n in range(count)]
+    for fake in fakes:
+        await fake.start()
+    replicas = tuple(ReplicaConfig(name=f"r-{n}", address=f.address) for n, f in enumerate(fakes))
+    model = ModelConfig(name="double", replicas=replicas, **config)
+    whole = GatewayConfig(server=ServerConfig(), models=(model,), path=tmp_path / "serve.toml")
+    fleet = Fleet(
+        whole,
+        tmp_path,
+        gateway="test",
+        loop=asyncio.get_running_loop(),
+        rng=random.Random(0),
+    )
+    try:
+        await until(lambda: all(r.ready for r in fleet.model("double").replicas))
+        yield Client(fleet.model("double")), fakes, fleet
+    finally:
+        await fleet.close()
+        for fake in fakes:
+            await fake.stop()
+
+
+async def test_requests_of_one_turn_share_batches_and_get_their_own_rows(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        for number in range(20):
+            client.ask(number)
+        outcomes = await client.all(20)
+        assert [doubled(outcomes[n]) for n in range(20)] == [(2.0 * n, 1.0) for n in range(20)]
+        # Two slots of eight rows are filled at once, the rest when a slot is free again.
+        assert [len(meta["rows"]) for meta in fake.executed] == [8, 8, 4]
+        client.balance()
+        load = client.model.replicas[0].load
+        assert (load.in_flight, load.work) == (0, 0.0)
+
+
+async def test_a_batch_whose_replica_dies_is_answered_by_another(tmp_path):
+    async with serving(tmp_path, 2) as (client, fakes, _):
+        for fake in fakes:
+            fake.held = []
+        for number in range(10):
+            client.ask(number)
+        await until(lambda: sum(len(fake.executed) for fake in fakes) >= 2)
+        dead, alive = sorted(fakes, key=lambda fake: -len(fake.executed))
+        await dead.stop()
+        alive.release()
+        outcomes = await client.all(10)
+        assert [doubled(outcomes[n])[0] for n in range(10)] == [2.0 * n for n in range(10)]
+        assert client.model.measures.retried > 0
+        client.balance()
+
+
+async def test_requests_wait_for_the_only_replica_to_come_back(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        fake.held = []
+        client.ask(1)
+        await until(lambda: fake.executed)
+        await fake.stop()
+        await until(lambda: not client.model.ready)
+        client.ask(2)
+        fake.held = None
+        await fake.start()
+        outcomes = await client.all(2)
+        assert {doubled(outcome)[0] for outcome in outcomes.values()} == {2.0, 4.0}
+
+
+async def test_a_request_is_sent_at_most_once_more_than_its_retries(tmp_path):
+    async with serving(tmp_path, retries=1) as (client, (fake,), _):
+        fake.held = []
+        client.ask(1)
+        for sent in (1, 2):
+            await until(lambda expected=sent: len(fake.executed) == expected)
+            await fake.stop()
+            await fake.start()
+        outcome = (await client.all(1))[1]
+        assert isinstance(outcome, GatewayError)
+        assert (outcome.status, outcome.code) == (502, "bad_replica")
+        assert "died" in outcome.message
+        client.balance()
+
+
+async def test_what_waits_is_cancelled_without_being_sent(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        fake.held = []
+        requests = [client.ask(number) for number in range(20)]
+        await until(lambda: len(fake.executed) == 2)
+        requests[19].gone()
+        requests[0].gone()
+        assert fake.cancelled == []  # others of its flight are still wanted
+        for request in requests[1:8]:
+            request.gone()
+        await until(lambda: len(fake.cancelled) == 1)
+        fake.release()
+        await client.all(20)
+        assert sum(len(meta["rows"]) for meta in fake.executed) == 19
+        assert client.model.measures.cancelled == 9
+        client.balance()
+
+
+async def test_a_deadline_ends_a_request_that_hangs_at_the_replica(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        fake.held = []
+        now = asyncio.get_running_loop().time()
+        client.ask(1, deadline=now + 0.05)
+        outcome = (await client.all(1))[1]
+        assert (outcome.status, outcome.code) == (504, "deadline_exceeded")
+        await until(lambda: len(fake.cancelled) == 1)
+        assert fake.executed[0]["deadlines_ms"][0] <= 50
+        client.balance()
+
+
+async def test_a_deadline_that_has_passed_is_never_sent(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        client.ask(1, deadline=asyncio.get_running_loop().time() - 1)
+        assert (await client.all(1))[1].status == 504
+        assert not fake.executed
+
+
+async def test_a_full_queue_refuses_and_says_so(tmp_path):
+    async with serving(tmp_path, max_queue=8) as (client, (fake,), _):
+        fake.held = []
+        for number in range(16):  # two flights
+            client.ask(number)
+            if number == 7:
+                await until(lambda: len(fake.executed) == 1)
+        await until(lambda: len(fake.executed) == 2)
+        for number in range(16, 26):
+            client.ask(number)
+        refused = [o for o in client.outcomes.values() if isinstance(o, GatewayError)]
+        assert [(o.status, o.code) for o in refused] == [(429, "overloaded")] * 2
+        assert "queue is full" in refused[0].message
+        fake.release()
+        await client.all(26)
+        client.balance()
+
+
+async def test_without_a_replica_the_answer_says_what_each_is_doing(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        client.model._unserved_since = float("-inf")
+        fake.say(state="loading")
+        await until(lambda: not client.model.ready)
+        client.model._unserved_since = float("-inf")
+        client.ask(1)
+        outcome = client.outcomes[1]
+        assert (outcome.status, outcome.code) == (503, "no_healthy_replica")
+        assert "r-0 is loading" in outcome.message
+
+
+async def test_a_pinned_version_goes_where_it_is_held(tmp_path):
+    async with serving(tmp_path, 2) as (client, (old, new), _):
+        new.say(version="2-b", versions=("2-b", "1-a"))
+        old.say(versions=("1-a",))
+        await until(lambda: "2-b" in client.model.versions)
+        for number in range(12):
+            client.ask(number, version="2-b" if number % 2 else "1-a")
+        outcomes = await client.all(12)
+        assert {outcomes[n].version for n in range(1, 12, 2)} == {"2-b"}
+        assert {outcomes[n].version for n in range(0, 12, 2)} == {"1-a"}
+        assert all(meta["version"] != "2-b" for meta in old.executed)
+        client.ask(12, version="9-z")
+        assert client.outcomes[12].status == 404
+        assert "9-z" in client.outcomes[12].message
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"rows":[1]}', b"not json", b'{"rows":"x"}'])
+async def test_an_answer_that_is_none_is_asked_elsewhere(tmp_path, data):
+    async with serving(tmp_path, 2) as (client, fakes, _):
+
+        def nonsense(frame):
+            for fake in fakes:
+                fake.answer = fake.double
+            head = wire.HEADER.pack(wire.MAGIC, wire.VERSION, Kind.RESULT, len(data), 0, frame.id)
+            return [head + data]
+
+        for fake in fakes:
+            fake.answer = nonsense
+        client.ask(3)
+        assert doubled((await client.all(1))[3])[0] == 6.0
+        client.balance()
+
+
+async def test_a_fault_of_the_replica_reaches_the_client_as_it_is(tmp_path):
+    async with serving(tmp_path) as (client, (fake,), _):
+        fake.answer = fake.fault(status=500, code="model_error", message="no such digit")
+        client.ask(1)
+        outcome = (await client.all(1))[1]
+        assert (outcome.status, outcome.code) == (500, "model_error")
+        assert outcome.message == "no such digit"
+
+
+async def test_a_drained_replica_gets_nothing_new_and_comes_back(tmp_path):
+    async with serving(tmp_path, 2) as (client, (first, second), fleet):
+        fleet.replica("r-0").drain(0.0)
+        for number in range(30):
+            client.ask(number)
+        await client.all(30)
+        assert not first.executed and second.executed
+        fleet.replica("r-0").undrain(0.0)
+        fleet.replica("r-1").drain(0.0)
+        client.ask(30)
+        await client.all(31)
+        assert first.executed
+
+
+async def test_a_new_configuration_keeps_what_waits(tmp_path):
+    async with serving(tmp_path, 2) as (client, (first, second), fleet):
+        first.held, second.held = [], []
+        for number in range(40):
+            client.ask(number)
+        await until(lambda: len(first.executed) + len(second.executed) == 4)
+        config = client.model.config
+        kept = (ReplicaConfig(name="r-1", address=second.address),)
+        model = ModelConfig(name="double", replicas=kept, max_batch_size=2)
+        fleet.apply(
+            GatewayConfig(server=ServerConfig(), models=(model,), path=tmp_path / "serve.toml")
+        )
+        assert config is not client.model.config
+        first.release()
+        second.release()
+        outcomes = await client.all(40)
+        assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+        assert max(len(meta["rows"]) for meta in second.executed[2:]) == 2
+        await until(lambda: not first.connections)
+        client.balance()
+
+
+async def test_random_deaths_lose_nothing(tmp_path):
+    rng = random.Random(1)
+    async with serving(tmp_path, 3, retries=8) as (client, fakes, _):
+        for number in range(300):
+            client.ask(number)
+            if number % 25 == 24:
+                victim = rng.choice(fakes)
+                await victim.stop()
+                await victim.start()
+        outcomes = await client.all(300)
+        assert all(doubled(outcomes[n])[0] == 2.0 * n for n in range(300))
+        client.balance()
+        assert all(r.load.in_flight == 0 for r in client.model.replicas)
