@@ -15,22 +15,22 @@ class ReplicaLoad:
 
     `work` is the predicted work of the leases held, in any unit that all replicas of a pool share
     (rows, tokens, seconds on a replica of weight 1). `share` is `weight` × slow start × `health`:
-    what routing divides by. It is kept ready; only while `ramping` does it change with time, and
-    routers then call `refresh(now)`. A drained replica, or one of weight 0, has share 0.
+    what routing divides by; it is 0 for a drained replica and for one of weight 0. It is kept
+    ready: change its factors by their setters, and while `ramping` call `refresh(now)` first.
     """
 
     __slots__ = (
-        "_health",
         "_slow_start",
-        "_weight",
         "drained",
         "generation",
+        "health",
         "in_flight",
         "name",
         "ramping",
         "share",
         "slots",
         "started",
+        "weight",
         "work",
     )
 
@@ -44,19 +44,11 @@ class ReplicaLoad:
     ) -> None:
         self.name, self.slots = name, slots
         self._slow_start = slow_start or SlowStart(window_s=0.0)
-        self._weight, self._health = _weight(weight), 1.0
+        self.weight, self.health = _weight(weight), 1.0
         self.work, self.in_flight, self.generation = 0.0, 0, 0
         self.started = float("-inf")
         self.ramping = self.drained = False
-        self.share = self._weight
-
-    @property
-    def weight(self) -> float:
-        return self._weight
-
-    @property
-    def health(self) -> float:
-        return self._health
+        self.share = self.weight
 
     def take(self, cost: float, now: float) -> Lease:
         """Hold `cost` of this replica from now on. The caller owes exactly one `release`."""
@@ -80,17 +72,17 @@ class ReplicaLoad:
         if self.ramping:
             factor = self._slow_start.factor(now - self.started)
             self.ramping = factor < 1.0
-        self.share = 0.0 if self.drained else self._weight * factor * self._health
+        self.share = 0.0 if self.drained else self.weight * factor * self.health
 
     def set_weight(self, weight: float, now: float) -> None:
-        self._weight = _weight(weight)
+        self.weight = _weight(weight)
         self.refresh(now)
 
     def set_health(self, health: float, now: float) -> None:
         """`health`, above 0, is the speed against what the weight promises. It never excludes."""
         if not 0.0 < health < float("inf"):
             raise ValueError(f"health must be finite and above 0, not {health}")
-        self._health = health
+        self.health = health
         self.refresh(now)
 
     def drain(self, now: float) -> None:

@@ -1,0 +1,119 @@
+"""Session routing: weighted rendezvous hashing with bounded load. No state, so nothing to agree on.
+
+Every worker, on every host and after every restart, ranks the replicas of a session alike: the
+ranking is a function of the session's key and the replicas' names and weights alone. A change of
+the fleet moves only the sessions that it must. A session leaves its replica only while that has
+more than its bound, and then always for the same next one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from hashlib import blake2b
+from math import log
+
+from gateway.policy.candidate import C, RoutingKey, Unlearned
+from gateway.policy.leastwork import WeightedLeastConnections
+
+_MASK = (1 << 64) - 1
+# Odd multipliers of splitmix64 and of Lemire's 64-bit mixer; any with well spread bits would do,
+# but they are part of what workers agree on: changing one moves every session of a running fleet.
+_MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+_LOG_RANGE = 64 * log(2.0)
+_MEMO = 8192  # rankings remembered; clients fill this, so it is emptied when full
+
+
+def digest(key: str) -> int:
+    """64 bits of a key, equal on every machine (Python's own `hash` is not)."""
+    data = key.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+class Rendezvous:
+    """Ranks a fixed list of candidates for a key: by ln(h(key, name)) / weight, highest first.
+
+    h is uniform on (0, 1], so each is first for a share of the keys proportional to its weight
+    (Schindelhauer and Schomaker's logarithmic method), and taking one away or lowering its weight
+    moves only keys of its own. Those of weight 0 are never ranked.
+    """
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float]) -> None:
+        self._nodes = [
+            (index, digest(name), 1.0 / weight)
+            for index, (name, weight) in enumerate(zip(names, weights, strict=True))
+            if weight > 0.0
+        ]
+
+    def ranked(self, key: str) -> list[int]:
+        """Places in the list, home first, then where the key goes while home cannot take it."""
+        point, scored = digest(key), []
+        for index, seed, inverse in self._nodes:
+            mixed = ((point ^ seed) * _MIX_A) & _MASK
+            mixed = ((mixed ^ (mixed >> 32)) * _MIX_B) & _MASK
+            scored.append(((log((mixed ^ (mixed >> 32)) + 1) - _LOG_RANGE) * inverse, -index))
+        scored.sort(reverse=True)
+        return [-place for _, place in scored]
+
+
+class SessionRouter(Unlearned):
+    """The first in rendezvous order whose work, with this request's, stays within its bound.
+
+    The bound is `factor` × its fair part of all work plus `slack` typical requests per slot, so
+    that one against none never moves a session. Ranking goes by configured weight, the bound by
+    share: slow start, which passes, lowers the bound and moves nobody's home. A request without
+    a session, and one for which all are past their bound, goes where the work is least.
+    """
+
+    def __init__(
+        self, rng: random.Random | None = None, *, factor: float = 1.25, slack: float = 2.0
+    ) -> None:
+        if factor < 1.0 or slack < 0.0:
+            raise ValueError("factor must be at least 1 and slack not negative")
+        self._factor, self._slack = factor, slack
+        self._least_work = WeightedLeastConnections(rng)
+        self._typical = 0.0  # cost of a request, a slow average
+        self._fleet: Sequence[object] = ()
+        self._weights: list[float] = []
+        self._rendezvous = Rendezvous((), ())
+        self._memo: dict[str, list[int]] = {}
+
+    def choose(
+        self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
+    ) -> C | None:
+        typical = self._typical = self._typical + (cost - self._typical) * 0.01 or cost
+        session = request.session
+        if session is None:
+            return self._least_work.choose(candidates, request, now, cost=cost)
+        ranked = self._ranked(session, candidates)
+        work = shares = 0.0
+        for candidate in candidates:
+            if candidate.ramping:
+                candidate.refresh(now)
+            if candidate.share > 0.0:
+                shares += candidate.share
+                work += candidate.work
+        if shares <= 0.0:
+            return None
+        fair = self._factor * (work + cost) / shares
+        slack = self._slack * typical
+        for index in ranked:
+            candidate = candidates[index]
+            share = candidate.share
+            if share > 0.0 and candidate.work + cost <= share * fair + slack * candidate.slots:
+                return candidate
+        return self._least_work.choose(candidates, request, now, cost=cost)
+
+    def _ranked(self, session: str, candidates: Sequence[C]) -> list[int]:
+        """The ranking, remembered for as long as the fleet is the same."""
+        weights = [candidate.weight for candidate in candidates]
+        if weights != self._weights or self._fleet != candidates:
+            self._fleet, self._weights = candidates[:], weights
+            self._rendezvous = Rendezvous([c.name for c in candidates], weights)
+            self._memo = {}
+        ranked = self._memo.get(session)
+        if ranked is None:
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            ranked = self._memo[session] = self._rendezvous.ranked(session)
+        return ranked
