@@ -1,0 +1,12 @@
+"""The fast lane: an HTTP/1.1 server on httptools, with no task per request.
+
+Serves what `resolve` knows a handler for, and hands other connections to the application server.
+It knows nothing of models, tensors or replicas.
+"""
+
+from gateway.lane.exchange import Exchange, Handler
+from gateway.lane.lane import HandOver, Lane, Resolve
+from gateway.lane.limits import LaneStats, Limits
+from gateway.lane.response import field
+
+__all__ = ["Exchange", "HandOver", "Handler", "Lane", "LaneStats", "Limits", "Resolve", "field"]

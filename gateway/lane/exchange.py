@@ -1,0 +1,255 @@
+"""One request and its one response, as a handler sees them.
+
+Renders the response and counts its bytes; the connection knows whose turn it is to write. Calls
+after the client has gone do nothing. Invariant: a response is started at most once, ends at most
+once, and exactly one framing (length, chunks, or the connection's end) goes out with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from backends.wire import Buffer
+from gateway.lane.head import RequestHead
+from gateway.lane.response import CHUNKED, CLOSE, KEEP_ALIVE
+
+if TYPE_CHECKING:
+    from gateway.lane.connection import Connection
+
+log = logging.getLogger(__name__)
+
+OPEN, STARTED, ENDED = range(3)
+
+# Up to this size one copy is cheaper than one more element in the socket's write queue.
+JOIN_BYTES = 64 * 1024
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Handler(Protocol):
+    """Answers exchanges: now, or later from any callback of the loop; it never raises.
+
+    `streams` False: called when the body is there, in `exchange.body`, decompressed. True: called
+    at the head; the body comes through `exchange.on_body`, as the client encoded it.
+    """
+
+    @property
+    def streams(self) -> bool: ...
+
+    def __call__(self, exchange: Exchange) -> None: ...
+
+
+class Exchange:
+    """`headers` has names in lower case; it is shared between equal requests: never change it.
+    `path` and `query` are raw (percent-encoding left as it came).
+
+    The handler may set: `on_gone`, called once if the exchange ends before the response did and
+    not by the handler (the client left, its body broke a rule); `on_writable`, called after
+    `write` returned False; `on_body` and `on_body_end`, for a streamed body, before it returns.
+    """
+
+    __slots__ = (
+        "_body_less",
+        "_chunked",
+        "_conn",
+        "_left",
+        "arrived",
+        "body",
+        "close",
+        "head",
+        "headers",
+        "held",
+        "method",
+        "on_body",
+        "on_body_end",
+        "on_gone",
+        "on_writable",
+        "path",
+        "phase",
+        "query",
+        "simple",
+    )
+
+    def __init__(
+        self, conn: Connection, head: RequestHead, body: Buffer, arrived: float, simple: bool
+    ) -> None:
+        self._conn: Connection | None = conn
+        self.head = head
+        self.method, self.path, self.query = head.method, head.path, head.query
+        self.headers = head.headers
+        self.body = body
+        self.arrived = arrived
+        # Nothing else is in flight on the connection and nothing special is asked for.
+        self.simple = simple
+        self.phase = OPEN
+        self.close = not head.keep_alive
+        self._chunked = self._body_less = False
+        self._left: int | None = None
+        self.held: list[Buffer] | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+        self.on_body: Callable[[bytes], None] | None = None
+        self.on_body_end: Callable[[], None] | None = None
+
+    # ------------------------------------------------------------------------------- the request
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a field; `name` in lower case."""
+        for known, value in self.headers:
+            if known == name:
+                return value
+        return None
+
+    @property
+    def peer(self) -> str:
+        """The client's address, empty for a local socket or one that has gone."""
+        return self._conn.peer if self._conn is not None else ""
+
+    @property
+    def tls(self) -> bool:
+        return self._conn is not None and self._conn.tls
+
+    def pause_body(self) -> None:
+        """Read no more of the streamed body. What is already read may still come, in one call."""
+        if self._conn is not None:
+            self._conn.pause_body(self)
+
+    def resume_body(self) -> None:
+        if self._conn is not None:
+            self._conn.resume_body(self)
+
+    # ------------------------------------------------------------------------------ the response
+
+    def respond(
+        self,
+        status: int,
+        body: Buffer | Sequence[Buffer] = b"",
+        content_type: bytes = b"application/json",
+        fields: bytes = b"",
+    ) -> None:
+        """The whole answer. `fields`: further header lines, each made by `field`."""
+        conn = self._conn
+        if conn is None:
+            return
+        if self.simple and type(body) is bytes:
+            prefix = conn.lane.prefixes.table.get((status, content_type))
+            if prefix is not None and len(body) <= JOIN_BYTES:
+                self.simple = False
+                self.phase = ENDED
+                self._conn = conn.front = self.on_gone = None
+                conn.transport.write(
+                    b"%bcontent-length: %d\r\n%b\r\n%b" % (prefix, len(body), fields, body)
+                )
+                return
+        pieces = [body] if isinstance(body, bytes | bytearray | memoryview) else list(body)
+        length = sum(map(_size, pieces))
+        head = self._begin(conn, status, content_type, fields, length)
+        if self._body_less:
+            pieces.clear()
+        if length <= JOIN_BYTES:
+            conn.send(self, b"".join((head, *pieces)))
+        else:
+            conn.send(self, head)
+            for piece in pieces:
+                conn.send(self, piece)
+        self.phase, self._conn = ENDED, None
+        conn.finished(self)
+
+    def start(
+        self,
+        status: int,
+        content_type: bytes = b"",
+        fields: bytes = b"",
+        length: int | None = None,
+    ) -> None:
+        """The head. Without `length` the body goes out in chunks."""
+        conn = self._conn
+        if conn is not None:
+            conn.send(self, self._begin(conn, status, content_type, fields, length))
+
+    def _begin(
+        self, conn: Connection, status: int, content_type: bytes, fields: bytes, length: int | None
+    ) -> bytes:
+        """Decide framing and persistence, and render the head."""
+        if self.phase != OPEN:
+            raise RuntimeError("this exchange has been answered already")
+        self.simple, self.phase = False, STARTED
+        conn.answering(self)
+        bare = status in (204, 304)
+        self._body_less = bare or self.method == "HEAD"
+        framing = b""
+        if bare:
+            length = None
+        elif length is not None:
+            framing = b"content-length: %d\r\n" % length
+        elif self.head.minor == 1:
+            framing, self._chunked = CHUNKED, not self._body_less
+        elif not self._body_less:
+            self.close = True  # HTTP/1.0: the connection's end is the body's
+        self._left = length
+        tail = CLOSE if self.close else KEEP_ALIVE if self.head.minor == 0 else b""
+        prefix = conn.lane.prefixes.get(status, content_type)
+        return b"%b%b%b%b\r\n" % (prefix, framing, fields, tail)
+
+    def write(self, chunk: Buffer) -> bool:
+        """More of the body. False: it was taken, but wait for `on_writable` before the next."""
+        conn = self._conn
+        if conn is None:
+            return False
+        assert self.phase == STARTED, "write() comes between start() and end()"
+        size = _size(chunk)
+        if self._body_less or not size:
+            return True
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise RuntimeError("the body is longer than the length that start() was given")
+        if self._chunked:
+            chunk = b"".join((b"%x\r\n" % size, chunk, b"\r\n"))
+        return conn.send(self, chunk)
+
+    def end(self) -> None:
+        """The body is complete. One that is shorter than was promised breaks the connection off."""
+        conn = self._conn
+        if conn is None:
+            return
+        assert self.phase == STARTED, "end() comes once, after start()"
+        if self._left and not self._body_less:
+            conn.abandon(self)
+            return
+        if self._chunked:
+            conn.send(self, _LAST_CHUNK)
+        self.phase, self._conn = ENDED, None
+        conn.finished(self)
+
+    def abort(self) -> None:
+        """Break off: the client sees that the answer is not whole."""
+        conn = self._conn
+        if conn is not None:
+            conn.abandon(self)
+
+    # --------------------------------------------------------------------- the connection's side
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """HTTP/1.0 without a length: only the closed connection tells the body's end."""
+        return self.phase == STARTED and not self._chunked and self._left is None
+
+    def tell_gone(self) -> None:
+        """Once, and only if the handler asked for it."""
+        gone, self.on_gone = self.on_gone, None
+        if gone is not None:
+            try:
+                gone()
+            except Exception:
+                log.exception("on_gone of %s %s raised", self.method, self.path)
+
+    def forget(self) -> None:
+        """Let go of the connection and the handler: nothing more passes between them."""
+        self.phase, self._conn, self.held = ENDED, None, None
+        self.on_gone = self.on_writable = self.on_body = self.on_body_end = None
+
+
+def _size(piece: Buffer) -> int:
+    return piece.nbytes if isinstance(piece, memoryview) else len(piece)

@@ -1,0 +1,100 @@
+"""The fast lane of one worker: makes the connections, keeps their time, drains them.
+
+Owns what connections share: limits, the memo of heads, rendered response heads, the counters and
+the one coarse sweep that stands in for timers. It never looks into a request itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.lane.connection import Connection
+from gateway.lane.exchange import Handler
+from gateway.lane.head import HeadReader
+from gateway.lane.limits import LaneStats, Limits
+from gateway.lane.response import Prefixes
+
+Resolve = Callable[[str, str], Handler | None]
+HandOver = Callable[[], asyncio.Protocol]
+
+
+class Lane:
+    """`resolve(method, path)`: who answers; None hands the connection to a protocol made by
+    `hand_over` (an aiohttp `web.Server`), or is 404 without one. `clock` is the loop's time."""
+
+    def __init__(
+        self,
+        resolve: Resolve,
+        hand_over: HandOver | None = None,
+        limits: Limits | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.resolve, self.hand_over = resolve, hand_over
+        self.limits = limits or Limits()
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock or self.loop.time
+        self.heads = HeadReader(self.limits)
+        self.prefixes = Prefixes()
+        self.stats = LaneStats()
+        self._connections: set[Connection] = set()
+        self._draining = False
+        self._all_closed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        shortest = min(
+            self.limits.head_timeout_s,
+            self.limits.body_timeout_s,
+            self.limits.idle_timeout_s,
+            self.limits.write_timeout_s,
+            self.limits.linger_s,
+        )
+        # The Date of answers is renewed with the sweep, hence at least once a second.
+        self._period = min(1.0, shortest / 4)
+
+    def protocol(self) -> asyncio.Protocol:
+        """For `loop.create_server(lane.protocol, ...)`."""
+        return Connection(self)
+
+    def opened(self, connection: Connection) -> None:
+        self.stats.accepted += 1
+        self.stats.open += 1
+        connection.since = self.clock()
+        self._connections.add(connection)
+        if self._draining:
+            connection.drain()
+        if self._timer is None:
+            self._tick()
+
+    def closed(self, connection: Connection) -> None:
+        self.stats.open -= 1
+        self._connections.discard(connection)
+        if not self._connections:
+            self._all_closed.set()
+
+    def _tick(self) -> None:
+        self.sweep(self.clock())
+        # With no connection left there is nothing to time; the next one starts it again.
+        again = self._period if self._connections else None
+        self._timer = self.loop.call_later(again, self._tick) if again else None
+
+    def sweep(self, now: float) -> None:
+        """Look at every connection's time limits once."""
+        self.prefixes.tick()
+        for connection in list(self._connections):
+            connection.sweep(now)
+
+    async def drain(self, grace_s: float) -> None:
+        """Close idle connections, let what is in flight end with `connection: close`, and cut off
+        what is left after `grace_s` seconds. Returns when every connection is gone."""
+        self._draining = True
+        for connection in list(self._connections):
+            connection.drain()
+        if self._connections:
+            self._all_closed.clear()
+            try:
+                await asyncio.wait_for(self._all_closed.wait(), grace_s)
+            except TimeoutError:
+                for connection in list(self._connections):
+                    connection.transport.abort()
+                await self._all_closed.wait()
