@@ -28,16 +28,17 @@ from backends.checkpoint.errors import (
     NoSuchStep,
     Quarantined,
     StepExists,
+    Unreadable,
 )
 from backends.checkpoint.lease import LeaseRecord, ReaderLease, live_leases
 from backends.checkpoint.liveness import Host
 from backends.checkpoint.manifest import FileRecord, Manifest, Probe, TensorRecord
+from backends.checkpoint.overview import StepRow, overview
 from backends.checkpoint.quarantine import is_quarantined, quarantine
-from backends.checkpoint.read import read_tensors
+from backends.checkpoint.read import is_whole, read_tensors, verify
 from backends.checkpoint.retention import clean, plan, prunable, prune
 from backends.checkpoint.run import Run
 from backends.checkpoint.staging import Failed, Part, Staging, find_ties
-from backends.checkpoint.verify import verify
 
 __all__ = [
     "BadRecord",
@@ -65,13 +66,17 @@ __all__ = [
     "Run",
     "Staging",
     "StepExists",
+    "StepRow",
     "TensorRecord",
+    "Unreadable",
     "channel_names",
     "clean",
     "commit",
     "find_ties",
     "is_quarantined",
+    "is_whole",
     "live_leases",
+    "overview",
     "plan",
     "prunable",
     "prune",

@@ -16,8 +16,11 @@ from typing import Any
 import orjson
 import torch
 
-from backends.checkpoint.errors import CheckpointError, CommitAborted
+from backends.checkpoint import trash
+from backends.checkpoint.errors import CommitAborted
 from backends.checkpoint.manifest import (
+    CONFIG,
+    INDEX,
     NAME,
     FileRecord,
     Manifest,
@@ -26,11 +29,8 @@ from backends.checkpoint.manifest import (
     structure_id,
 )
 from backends.checkpoint.records import digest, seal
-from backends.checkpoint.staging import Failed, Part, Staging
+from backends.checkpoint.staging import SHARD, Failed, Part, Staging
 from backends.checkpoint.tensors import dtype_name
-
-INDEX = "model/model.safetensors.index.json"
-CONFIG = "model/config.json"
 
 # name → (shape, dtype) of every tensor that the model has, aliases included
 Expected = Mapping[str, tuple[Sequence[int], torch.dtype | str]]
@@ -40,6 +40,7 @@ def commit(
     staging: Staging,
     parts: Sequence[Part | Failed | BaseException],
     *,
+    ranks: int | None = None,
     model: Mapping[str, Any],
     expected: Expected,
     position: int,
@@ -50,12 +51,14 @@ def commit(
 ) -> Manifest:
     """Commits the step, on rank 0. `model` is {"class": "module:Class", "config": {…}}.
 
-    `parts` has at least one entry a rank; a Failed or an exception among them aborts. `ties` maps
-    each alias in `expected` to the name under which its tensor was written. Raises CommitAborted,
-    with the rank and the reason, after removing what was staged.
+    `parts` has at least one entry of each of the `ranks` (None: not checked); a Failed or an
+    exception among them aborts. `ties` maps each alias in `expected` to the name under which its
+    tensor was written. Raises CommitAborted, with the rank and the reason, after removing what was
+    staged.
     """
     try:
         files, tensors = _gathered(parts)
+        _check_ranks(parts, ranks)
         ties = dict(ties or {})
         table = {
             name: (tuple(shape), dtype_name(dtype)) for name, (shape, dtype) in expected.items()
@@ -88,7 +91,7 @@ def commit(
         staging.discard()
         if isinstance(error, CommitAborted):
             raise
-        if isinstance(error, (CheckpointError, OSError)):
+        if isinstance(error, Exception):
             raise CommitAborted(staging.rank, f"{type(error).__name__}: {error}") from error
         raise
     staging.release()
@@ -116,6 +119,25 @@ def _gathered(
                 )
             tensors[name] = tensor
     return files, tensors
+
+
+def _check_ranks(parts: Sequence[Part | Failed | BaseException], ranks: int | None) -> None:
+    heard = {part.rank for part in parts if isinstance(part, Part)}
+    for rank in range(ranks or 0):
+        if rank not in heard:
+            raise CommitAborted(rank, "nothing was handed in")
+    shards = {
+        match[0]: int(match[1])
+        for part in parts
+        if isinstance(part, Part)
+        for match in map(SHARD.fullmatch, part.files)
+        if match
+    }
+    for path, count in shards.items():
+        if count != len(shards):
+            raise CommitAborted(
+                0, f"{path} is one of {count} files, but {len(shards)} were written"
+            )
 
 
 def _check_coverage(
@@ -146,16 +168,12 @@ def _write_texts(
     files: Mapping[str, FileRecord],
 ) -> dict[str, FileRecord]:
     """The two files that other loaders of safetensors folders look for."""
-    shards = {record.file for record in tensors.values()}
     index = {
         "metadata": {"total_size": sum(r.end - r.start for r in tensors.values())},
         "weight_map": {name: Path(tensors[name].file).name for name in sorted(tensors)},
     }
     config = dict(model.get("config") or {})
     config.setdefault("architectures", [str(model.get("class", "")).rpartition(":")[2]])
-    for path in sorted(path for path in files if path.endswith(".safetensors")):
-        if path.startswith("model/") and path not in shards:
-            raise CommitAborted(0, f"{path} holds no tensor of the model")
     written = {}
     for path, value in ((INDEX, index), (CONFIG, config)):
         if path in files:
@@ -195,10 +213,12 @@ def _make_visible(staging: Staging, manifest: Manifest) -> None:
         pointer = disk.write_temporary(
             run.ckpt, seal({"step": manifest.step, "hash": manifest.hash})
         )
-        moved = False
+        moved, aside = False, None
         try:
             if target.exists():
-                raise CommitAborted(staging.rank, f"step {staging.step} is committed already")
+                if not staging.replaces:
+                    raise CommitAborted(staging.rank, f"step {staging.step} is committed already")
+                aside = trash.move(run, target)
             disk.fsync_path(staging.folder)
             disk.rename(staging.folder, target)
             moved = True
@@ -212,3 +232,5 @@ def _make_visible(staging: Staging, manifest: Manifest) -> None:
                 with suppress(OSError):
                     disk.rename(target, staging.folder)
             raise
+    if aside is not None:
+        trash.remove(run, [aside])

@@ -161,6 +161,10 @@ def locked(path: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
                 if time.monotonic() >= give_up:
                     raise Busy(f"{path} is locked by another process; try again") from None
                 time.sleep(0.005)
-        yield
+        try:
+            yield
+        finally:
+            # Not left to `close`: a child forked meanwhile holds the same lock open.
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)

@@ -45,6 +45,13 @@ class Corrupt(CheckpointError):
         self.path, self.expected, self.found = path, expected, found
 
 
+class Unreadable(CheckpointError):
+    """The file system refused to read; nothing is known about the bytes."""
+
+    code = "unreadable"
+    retryable = True
+
+
 class Cancelled(CheckpointError):
     """The caller's `cancelled()` said so; nothing of what was read may be used."""
 

@@ -15,26 +15,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from backends.checkpoint.errors import BadRecord, NoSuchStep
+from backends.checkpoint.errors import BadRecord, CheckpointError, NoSuchStep
 from backends.checkpoint.liveness import Life
-from backends.checkpoint.manifest import NAME
 from backends.checkpoint.records import read_record, seal
 from backends.checkpoint.run import Run
 
 TTL_S = 60.0
+MAX_TTL_S = 86_400.0
+MEMORY = ".seen-"
+# Judges on that many boots of that many machines may remember heartbeats in one run.
+MAX_MEMORIES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
+    """A lease as found. A damaged record still tells its kind, holder and target by the file's
+    name; its `life` is None, and its `beat` is when the file changed."""
+
     file: str
     kind: str  # "reader" or "writer"
     holder: str
     target: str  # a folder's name in <run>/ckpt
     ttl_s: float
     beat: int
-    life: Life
-    at: float
+    life: Life | None
+    at: float | None
 
 
 class Lease:
@@ -43,11 +49,11 @@ class Lease:
     def __init__(self, run: Run, kind: str, holder: str, target: str, ttl_s: float = TTL_S) -> None:
         if not _NAME.fullmatch(holder):
             raise BadRecord(f"{holder!r} cannot name a lease: use letters, digits and . _ -")
-        if not 1 <= ttl_s <= 86_400:
+        if not 1 <= ttl_s <= MAX_TTL_S:
             raise BadRecord("ttl_s must be between a second and a day")
         self._run, self._kind, self._holder, self._target = run, kind, holder, target
         self._ttl, self._beats = ttl_s, 0
-        self.path = run.leases / f"{kind}-{holder}-{uuid.uuid4().hex[:12]}.json"
+        self.path = run.leases / f"{kind}~{holder}~{target}~{uuid.uuid4().hex[:12]}.json"
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -60,7 +66,8 @@ class Lease:
         return self
 
     def beat(self) -> None:
-        """Writes the record anew, also when somebody took the lease for dead."""
+        """Writes the record anew, also when somebody took the lease for dead; nothing once it is
+        released."""
         with self._lock:
             if self._stop.is_set():
                 return
@@ -77,17 +84,17 @@ class Lease:
             self._run.disk.write_file(self.path, seal(record))
 
     def release(self) -> None:
-        """Idempotent."""
+        """Idempotent. If the disk refuses, the lease lasts as long as this process."""
         self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join()
-        with self._lock, suppress(FileNotFoundError):
+        with self._lock, suppress(OSError):
             self._run.disk.unlink(self.path)
 
     def _keep(self) -> None:
         # Three beats a life: one may be lost to a slow disk.
         while not self._stop.wait(self._ttl / 3):
-            # A full disk must not end the reading; on this machine the process's life counts.
+            # A full disk must not end the reading; the next beat may succeed.
             with suppress(OSError):
                 self.beat()
 
@@ -109,64 +116,95 @@ class ReaderLease(Lease):
         self.step = step
 
     def acquire(self) -> Self:
-        super().acquire()
-        # Record first, then look: retention moves a step away first, then looks for leases, so at
-        # least one of the two sees the other.
-        if not (self._run.folder(self.step) / NAME).is_file():
+        run = self._run
+        if run.ckpt.is_dir():
+            super().acquire()
+            # Record first, then look: retention moves a step away first, then looks for leases, so
+            # at least one of the two sees the other. Under the lock, nothing is on the move.
+            if run.has(self.step):
+                return self
+            with run.lock():
+                if run.has(self.step):
+                    return self
             self.release()
-            raise NoSuchStep(f"step {self.step} is not committed in {self._run.root}")
-        return self
+        raise NoSuchStep(f"step {self.step} is not committed in {run.root}")
 
 
 def live_leases(run: Run) -> list[LeaseRecord]:
-    """Every lease that may be live; one whose record is damaged counts as none."""
+    """Every lease that may be live; in doubt it is."""
     return [record for record, live in _judged(run) if live]
 
 
+def claimed(run: Run) -> set[str]:
+    """The folders in <run>/ckpt that live leases name."""
+    return {record.target for record in live_leases(run)}
+
+
 def reap(run: Run) -> None:
-    """Removes the records of dead leases."""
+    """Removes what dead processes left in the leases folder."""
     for record, live in _judged(run):
         if not live:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 run.disk.unlink(run.leases / record.file)
+    # To forget a heartbeat only makes a lease live longer.
+    for memory in sorted(run.leases.glob(f"{MEMORY}*"))[MAX_MEMORIES:]:
+        with suppress(OSError):
+            run.disk.unlink(memory)
 
 
 def _judged(run: Run) -> list[tuple[LeaseRecord, bool]]:
     """Each lease with whether it is live. Remembers the heartbeats of those it cannot see."""
-    memory = run.leases / f".seen-{run.host.boot() or 'unknown'}"
+    memory = run.leases / f"{MEMORY}{run.host.boot() or 'unknown'}"
     seen = _memory(memory)
-    now, kept, judged = run.host.uptime(), {}, []
-    for path in sorted(run.leases.glob("*.json")):
+    now = run.host.uptime()
+    kept: dict[str, tuple[int, float]] = {}
+    judged = []
+    for path in sorted(run.leases.glob("*")):
+        if path.name.startswith(MEMORY):
+            continue
         record = _record(path)
         if record is None:
             continue
-        live = run.host.alive(record.life)
+        live = run.host.alive(record.life) if record.life else None
         if live is None:
-            beat, since = seen.get(record.file, (None, now))
-            since = since if beat == record.beat else now
-            kept[record.file] = [record.beat, since]
-            live = now - since < record.ttl_s
+            beat, since = seen.get(record.file, (record.beat, now))
+            # An uptime later than now was not measured since this boot.
+            kept[record.file] = (
+                record.beat,
+                since if beat == record.beat and since <= now else now,
+            )
+            live = now - kept[record.file][1] < record.ttl_s
         judged.append((record, live))
-    if kept != {file: list(value) for file, value in seen.items()}:
-        with suppress(OSError):  # forgetting makes leases live longer, nothing worse
+    if kept != seen:
+        with suppress(OSError):  # not remembering makes leases live longer, nothing worse
             run.disk.write_file(memory, seal({"seen": kept}))
     return judged
 
 
 def _memory(path: Path) -> dict[str, tuple[int, float]]:
     try:
-        record: dict[str, Any] = read_record(path) or {}
+        record: dict[str, Any] = read_record(path) or {"seen": {}}
         return {file: (int(beat), float(since)) for file, (beat, since) in record["seen"].items()}
-    except (BadRecord, KeyError, TypeError, ValueError):
+    except (CheckpointError, KeyError, TypeError, ValueError):
         return {}
 
 
 def _record(path: Path) -> LeaseRecord | None:
+    """None if the file has gone meanwhile."""
     try:
         value = read_record(path)
         if value is None:
             return None
         life = Life(**value.pop("life"))
         return LeaseRecord(file=path.name, life=life, **value)
-    except (BadRecord, TypeError, KeyError):
+    except (CheckpointError, TypeError, KeyError):
+        return _damaged(path)
+
+
+def _damaged(path: Path) -> LeaseRecord | None:
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
         return None
+    kind, holder, target = (*path.name.split("~"), "", "", "")[:3]
+    return LeaseRecord(path.name, kind, holder, target, MAX_TTL_S, changed, None, None)

@@ -28,8 +28,9 @@ class Host:
     """This machine as seen from this process; a fake one stands in for another machine."""
 
     def life(self) -> Life:
-        pid = os.getpid()
-        return Life(socket.gethostname(), self.boot(), self.namespace(), pid, _started(pid) or 0)
+        pid, boot = os.getpid(), self.boot()
+        started = _started(pid) if boot else None
+        return Life(socket.gethostname(), boot, self.namespace(), pid, started or 0)
 
     def boot(self) -> str:
         try:
@@ -57,15 +58,22 @@ class Host:
         boot = self.boot()
         if not boot or life.boot != boot or life.namespace != self.namespace():
             return None
-        return _started(life.pid) == life.started
+        try:
+            os.kill(life.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # it lives, under another user
+        try:
+            return _started(life.pid) == life.started
+        except OSError:
+            return None  # the kernel hides other users' processes
 
 
 def _started(pid: int) -> int | None:
-    """When the pid's process started, in ticks since boot; None if it is dead or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
+    """When the pid's process started, in ticks since boot; None if it is a zombie. Raises OSError
+    where there is no telling."""
+    text = Path(f"/proc/{pid}/stat").read_text()
     # The command's name may hold spaces and brackets; what follows the last bracket may not.
     rest = text.rpartition(")")[2].split()
     return None if rest[0] in "ZX" else int(rest[19])

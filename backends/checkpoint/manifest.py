@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +22,11 @@ from backends.checkpoint.tensors import DTYPES, nbytes
 
 SCHEMA = 1
 NAME = "MANIFEST.json"
+# What other loaders of safetensors folders look for.
+INDEX = "model/model.safetensors.index.json"
+CONFIG = "model/config.json"
 # A 1T-parameter model has about 100,000 tensors, a line each; more is damage.
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 MAX_FILE = 1 << 50
 MAX_DIMENSIONS = 64
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -83,7 +86,10 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The canonical text. Raises BadRecord when something in it has none."""
         value = {f.name: getattr(self, f.name) for f in fields(self)}
-        value["evaluation"] = {k: _number(v) for k, v in self.evaluation.items()}
+        value["evaluation"] = {name: float(number) for name, number in self.evaluation.items()}
+        value["probe"] = None if self.probe is None else asdict(self.probe)
+        for key in ("evaluation", "probe", "model"):
+            value[key] = _spell(value[key])
         return canonical(value)
 
     @cached_property
@@ -162,7 +168,7 @@ class Manifest:
 def structure_id(structure: Structure, ties: Mapping[str, str], model: Mapping[str, Any]) -> str:
     """What two versions must share for one to take the other's place in memory."""
     table = sorted([name, list(shape), dtype] for name, (shape, dtype) in structure.items())
-    return digest(canonical({"tensors": table, "ties": dict(ties), "model": model}))
+    return digest(canonical({"tensors": table, "ties": dict(ties), "model": _spell(model)}))
 
 
 def check_path(path: str) -> None:
@@ -174,16 +180,29 @@ def check_path(path: str) -> None:
         raise BadRecord(f"{NAME} cannot list itself")
 
 
-def _number(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
+def _spell(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number becomes {"float": "nan"}."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, Mapping):
+        return {key: _spell(inner) for key, inner in value.items()}
+    return [_spell(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _unspell(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"float"} and value["float"] in ("nan", "inf", "-inf"):
+            return float(value["float"])
+        return {key: _unspell(inner) for key, inner in value.items()}
+    return [_unspell(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _build(value: dict[str, Any]) -> Manifest:
     unknown = set(value) - {f.name for f in fields(Manifest)}
     if unknown:
         raise ValueError(f"unknown field {sorted(unknown)[0]}")
+    for key in ("evaluation", "probe", "model"):
+        value[key] = _unspell(value[key])
     probe = value["probe"]
     return Manifest(
         schema=SCHEMA,

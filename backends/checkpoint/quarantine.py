@@ -21,9 +21,10 @@ def quarantine(run: Run, hash: str, why: Mapping[str, Any]) -> None:
     """`why` says what was found: {"path", "expected", "found"}, or {"reason": …}. Idempotent."""
     path = _path(run, hash)
     run.disk.make_folders(run.quarantine)
-    if not path.exists():
-        record = {"hash": hash, "why": dict(why), "at": run.host.wall()}
-        run.disk.write_file(path, seal(record))
+    with run.lock():
+        if not path.exists():
+            record = {"hash": hash, "why": dict(why), "at": run.host.wall()}
+            run.disk.write_file(path, seal(record))
 
 
 def is_quarantined(run: Run, hash: str) -> bool:

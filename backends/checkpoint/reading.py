@@ -1,30 +1,40 @@
 """Positioned reads into memory that the caller owns, hashed on the way, at a bounded pace.
 
-Owns the loop over chunks. Never maps a file: a mapped tensor changes when the file does. Invariant:
-bytes that do not match their hash are read once more past the page cache, then reported Corrupt.
+Owns the loop over chunks and the second look. Never maps a file: a mapped tensor changes when its
+file does. Invariant: bytes that do not match their hash are read once more past the page cache, and
+only then called Corrupt.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import xxhash
 
-from backends.checkpoint.errors import Cancelled, Corrupt, Incomplete
+from backends.checkpoint.disk import open_regular
+from backends.checkpoint.errors import Cancelled, Corrupt, Incomplete, Unreadable
 
-# Large enough that calls cost nothing, small enough to be hashed while still in the cache.
+# Large enough that calls cost nothing, small enough to be hashed while still in the CPU's cache.
 CHUNK = 1 << 20
+# How long a paced reader sleeps at most before it looks again whether it was cancelled.
+NAP_S = 0.1
+
+# A byte range of a file and the hash that it should have.
+Spans = Mapping[str, tuple[int, int, str]]
 
 
 class Pace:
-    """Keeps reading under a rate, and stops it when the caller has lost interest."""
+    """Keeps reading under a rate, and stops it when the caller has lost interest. Thread-safe."""
 
     def __init__(
         self,
-        bytes_per_second: float | None,
-        cancelled: Callable[[], bool] | None,
+        bytes_per_second: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -34,68 +44,117 @@ class Pace:
         self._rate, self._cancelled = bytes_per_second, cancelled
         self._clock, self._sleep = clock, sleep
         self._due = clock()
+        self._lock = threading.Lock()
 
     def spend(self, count: int) -> None:
         """`count` bytes are about to be read. Raises Cancelled."""
         self._check()
         if self._rate is None:
             return
-        # Time lost elsewhere is not made up for by a burst.
-        self._due = max(self._due, self._clock())
-        while (wait := self._due - self._clock()) > 0:
-            self._sleep(min(wait, 0.1))
+        with self._lock:
+            # Time lost elsewhere is not made up for by a burst.
+            turn = max(self._due, self._clock())
+            self._due = turn + count / self._rate
+        while (wait := turn - self._clock()) > 0:
+            self._sleep(min(wait, NAP_S))
             self._check()
-        self._due += count / self._rate
 
     def _check(self) -> None:
         if self._cancelled is not None and self._cancelled():
             raise Cancelled("reading the checkpoint was cancelled")
 
 
-def hashed(fd: int, path: str, start: int, end: int, expected: str, pace: Pace) -> None:
-    """Reads bytes [start, end) and compares their hash; keeps none of them."""
-    scratch = memoryview(bytearray(min(CHUNK, max(end - start, 1))))
-    _compare(
-        fd, path, start, end, expected, lambda: _hash(fd, path, start, end, None, scratch, pace)
-    )
+@contextmanager
+def opened(folder: Path, path: str, size: int) -> Iterator[int]:
+    """The file, open for reading. Raises Incomplete unless it is there with `size` bytes."""
+    try:
+        fd = open_regular(folder, path)
+    except FileNotFoundError as error:
+        raise Incomplete(path, f"{size} bytes", "no file") from error
+    except OSError as error:
+        raise Unreadable(f"{path}: {error}") from error
+    try:
+        found = os.fstat(fd).st_size
+        if found != size:
+            raise Incomplete(path, f"{size} bytes", f"{found} bytes")
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def fill(fd: int, path: str, start: int, into: memoryview, expected: str, pace: Pace) -> None:
-    """Reads `len(into)` bytes from `start` into `into` and compares their hash."""
+    """Reads `len(into)` bytes from `start` into `into`. Raises Corrupt."""
     end = start + len(into)
-    _compare(fd, path, start, end, expected, lambda: _hash(fd, path, start, end, into, into, pace))
+
+    def read() -> dict[str, str]:
+        hasher = xxhash.xxh3_128()
+        for chunk in _chunks(fd, path, start, end, into, pace):
+            hasher.update(chunk)
+        return {path: hasher.hexdigest()}
+
+    _twice(fd, {path: expected}, read)
 
 
-def _compare(
-    fd: int, path: str, start: int, end: int, expected: str, read: Callable[[], str]
-) -> None:
-    found = read()
-    if found == expected:
+def check_file(fd: int, path: str, size: int, expected: str, spans: Spans, pace: Pace) -> None:
+    """Reads the whole file once and compares its hash and that of each span, in ascending order and
+    without overlap; keeps nothing. Raises Corrupt, naming the span if it is one."""
+    scratch = memoryview(bytearray(min(CHUNK, max(size, 1))))
+    order = sorted(spans, key=lambda name: spans[name][:2])
+    wanted = {f"{path}:{name}": spans[name][2] for name in order} | {path: expected}
+
+    def read() -> dict[str, str]:
+        whole, at, found = xxhash.xxh3_128(), 0, {}
+        for name in order:
+            start, end, _ = spans[name]
+            own = xxhash.xxh3_128()
+            for chunk in _chunks(fd, path, at, start, scratch, pace):
+                whole.update(chunk)
+            for chunk in _chunks(fd, path, start, end, scratch, pace):
+                whole.update(chunk)
+                own.update(chunk)
+            found[f"{path}:{name}"], at = own.hexdigest(), end
+        for chunk in _chunks(fd, path, at, size, scratch, pace):
+            whole.update(chunk)
+        found[path] = whole.hexdigest()
+        return found
+
+    _twice(fd, wanted, read)
+
+
+def read_range(fd: int, path: str, start: int, end: int) -> bytes:
+    """Some bytes of a file, unhashed: for headers of files that were checked."""
+    data = memoryview(bytearray(end - start))
+    for _ in _chunks(fd, path, start, end, data, Pace()):
+        pass
+    return bytes(data)
+
+
+def _twice(fd: int, expected: Mapping[str, str], read: Callable[[], Mapping[str, str]]) -> None:
+    if read() == expected:
         return
     # The page cache may hold damage that the disk does not.
-    os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     found = read()
-    if found != expected:
-        raise Corrupt(path, f"xxh3 {expected}", f"xxh3 {found}")
+    for what, hash in expected.items():
+        if found[what] != hash:
+            raise Corrupt(what, f"xxh3 {hash}", f"xxh3 {found[what]}")
 
 
-def _hash(
-    fd: int,
-    path: str,
-    start: int,
-    end: int,
-    into: memoryview | None,
-    scratch: memoryview,
-    pace: Pace,
-) -> str:
-    hasher, at = xxhash.xxh3_128(), start
+def _chunks(
+    fd: int, path: str, start: int, end: int, memory: memoryview, pace: Pace
+) -> Iterator[memoryview]:
+    """Bytes [start, end) chunk by chunk, in `memory`: each at its place if all of them fit there,
+    else one over the other."""
+    at, keep = start, len(memory) >= end - start
     while at < end:
         count = min(CHUNK, end - at)
-        view = scratch[:count] if into is None else into[at - start : at - start + count]
+        offset = at - start if keep else 0
         pace.spend(count)
-        got = os.preadv(fd, [view], at)
+        try:
+            got = os.preadv(fd, [memory[offset : offset + count]], at)
+        except OSError as error:
+            raise Unreadable(f"{path}: {error}") from error
         if got <= 0:
             raise Incomplete(path, f"{end} bytes", f"{at} bytes")
-        hasher.update(view[:got])
+        yield memory[offset : offset + got]
         at += got
-    return str(hasher.hexdigest())

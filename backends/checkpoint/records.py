@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from backends.checkpoint.errors import BadRecord
+from backends.checkpoint.disk import open_regular
+from backends.checkpoint.errors import BadRecord, Unreadable
 
 # A record holds names and numbers; larger ones are damage or an attack.
 MAX_RECORD = 1 << 20
@@ -47,13 +48,18 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
 
 
 def read_bounded(path: Path, limit: int) -> bytes | None:
-    """The file's bytes, None if there is none. Raises BadRecord if there are more than `limit`."""
+    """The file's bytes, None if there is none.
+
+    Raises BadRecord if there are more than `limit`, Unreadable when the file system refuses.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(path.parent, path.name)
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
         return None
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(limit + 1)
+    except OSError as error:
+        raise Unreadable(f"{path}: {error}") from error
     if len(data) > limit:
         raise BadRecord(f"{path.name} is larger than {limit} bytes")
     return data

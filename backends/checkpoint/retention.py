@@ -1,25 +1,23 @@
 """Retention: which steps may go, and the careful removal of those.
 
-`plan` decides and touches nothing; `prune` does what it says under the run's lock; `clean` removes
-what crashes left. Invariant: LATEST, what channels serve or would roll back to, what a live lease
-names and the newest whole checkpoint are never removed, whatever the numbers say.
+`plan` decides and touches nothing; `prune` does what it says; `clean` removes what crashes left.
+Invariant: LATEST, what channels serve or would roll back to, what a live lease names and the newest
+whole checkpoint are never removed, whatever the numbers say.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
+from backends.checkpoint import staging, trash
 from backends.checkpoint.channel import channel_names, read_channel
 from backends.checkpoint.disk import TEMPORARY
-from backends.checkpoint.errors import BadRecord, CheckpointError
-from backends.checkpoint.lease import live_leases, reap
+from backends.checkpoint.errors import Unreadable
+from backends.checkpoint.lease import claimed, reap
+from backends.checkpoint.read import is_whole
 from backends.checkpoint.run import Run
-from backends.checkpoint.staging import PREFIX
-from backends.checkpoint.verify import verify
-
-TRASH = ".trash-"
 
 
 def plan(
@@ -51,7 +49,7 @@ def plan(
 def protected_steps(run: Run) -> set[int]:
     """LATEST, channels with the version that a rollback goes to, and steps under a live lease.
 
-    Raises BadRecord when one of these records is damaged: what it protects is then unknown.
+    Raises BadRecord or Unreadable when one of these records is: what it protects is then unknown.
     """
     steps = set()
     pointer = run.pointer()
@@ -62,43 +60,51 @@ def protected_steps(run: Run) -> set[int]:
         if channel is not None:
             steps.add(channel.step)
             steps |= {entry.step for entry in channel.behind()[:1]}
-    return steps | leased_steps(run)
-
-
-def leased_steps(run: Run) -> set[int]:
-    targets = {lease.target for lease in live_leases(run)}
-    return {step for step in run.steps() if run.folder(step).name in targets}
+    return steps | _leased(run)
 
 
 def prunable(run: Run, keep: int, keep_every: int | None = None) -> list[int]:
     """What `prune` would delete now. Reads every byte of the newest checkpoint that stays, so that
     older ones never go in favour of one that only looks whole."""
     steps, protected = run.steps(), protected_steps(run)
-    whole = {step for step in steps if _whole(run, step, every_byte=False)}
+    whole = set()
+    for step in steps:
+        try:
+            if is_whole(run, step, every_byte=False):
+                whole.add(step)
+        except Unreadable:
+            # It may be well once the disk is.
+            protected.add(step)
     while True:
         doomed = plan(steps, whole=whole, protected=protected, keep=keep, keep_every=keep_every)
-        staying = whole - set(doomed)
-        if not doomed or _whole(run, max(staying), every_byte=True):
+        if not doomed:
             return doomed
-        whole.discard(max(staying))
+        newest = max(whole - set(doomed))
+        try:
+            if is_whole(run, newest):
+                return doomed
+        except Unreadable:
+            protected.add(newest)
+        whole.discard(newest)
 
 
 def prune(run: Run, keep: int, keep_every: int | None = None) -> list[int]:
     """Deletes what the plan names; returns the steps that went. Cleans up after crashes too."""
-    deleted = []
+    doomed = prunable(run, keep, keep_every)
     if not run.ckpt.is_dir():
         return []
+    deleted = []
     with run.lock():
-        for step in prunable(run, keep, keep_every):
-            trash = run.ckpt / f"{TRASH}{step:08d}-{uuid.uuid4().hex[:8]}"
-            run.disk.rename(run.folder(step), trash)
-            if run.folder(step).name in {lease.target for lease in live_leases(run)}:
-                # A reader came in between the plan and the rename: it has the right of way.
-                run.disk.rename(trash, run.folder(step))
-                continue
-            deleted.append(step)
-        run.disk.fsync_path(run.ckpt)
-        _clean(run)
+        # The bytes were read without the lock; what others have claimed since is seen with it.
+        for step in sorted(set(doomed) & set(run.steps()) - protected_steps(run)):
+            moved = trash.move(run, run.folder(step))
+            if run.folder(step).name in claimed(run):
+                # A reader came between the look and the move: it has the right of way.
+                run.disk.rename(moved, run.folder(step))
+            else:
+                deleted.append(step)
+        left = _sweep(run)
+    trash.remove(run, left)
     return deleted
 
 
@@ -106,28 +112,27 @@ def clean(run: Run) -> None:
     """Removes staging folders without a live writer, trash, temporary files and dead leases."""
     if run.ckpt.is_dir():
         with run.lock():
-            _clean(run)
+            left = _sweep(run)
+        trash.remove(run, left)
 
 
-def _clean(run: Run) -> None:
-    # The claims are read after the folders are listed: a writer claims before it creates.
-    found = [*run.ckpt.glob(f"{PREFIX}*"), *run.ckpt.glob(f"{TRASH}*")]
-    claimed = {lease.target for lease in live_leases(run)}
-    for folder in found:
-        if folder.name not in claimed:
+def _sweep(run: Run) -> list[Path]:
+    """The folders to remove, all in the trash. Under the lock, under which writers claim and
+    temporary files live."""
+    live = claimed(run)
+    trash.restore(run, live)
+    for folder in run.ckpt.glob(f"{staging.PREFIX}*"):
+        if folder.name not in live:
+            trash.move(run, folder)
+    for place in (run.ckpt, run.channels, run.quarantine):
+        for file in place.glob(f"{TEMPORARY}*"):
             with suppress(OSError):
-                run.disk.remove_tree(folder)
-    for file in run.ckpt.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):
-            run.disk.unlink(file)
+                run.disk.unlink(file)
     reap(run)
+    run.disk.fsync_path(run.ckpt)
+    return trash.contents(run)
 
 
-def _whole(run: Run, step: int, *, every_byte: bool) -> bool:
-    try:
-        verify(run, step, every_byte=every_byte)
-    except BadRecord:
-        return False
-    except CheckpointError:
-        return False
-    return True
+def _leased(run: Run) -> set[int]:
+    targets = claimed(run)
+    return {step for step in run.steps() if run.folder(step).name in targets}

@@ -1,7 +1,7 @@
 """A run's folder: where things are, which steps are committed, which of them is the newest whole.
 
-Owns the layout and read-only views of it; everything that changes it is elsewhere. Invariant:
-`latest` returns only a checkpoint whose every byte is as committed (or, if asked, every size).
+Owns the layout and views of it; everything that changes it is elsewhere. Invariant: `latest`
+returns only a checkpoint whose every byte is as committed (or, if asked, every size).
 
     <run>/ckpt/.staging-<step>-<attempt>/   being written; invisible
     <run>/ckpt/step-<step>/                 immutable: model/, state/, MANIFEST.json
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from backends.checkpoint.disk import Disk, locked
 from backends.checkpoint.errors import BadRecord, CheckpointError, NoSuchStep
+from backends.checkpoint.integrity import check_folder
 from backends.checkpoint.liveness import Host
 from backends.checkpoint.manifest import MAX_BYTES, NAME, Manifest
 from backends.checkpoint.records import read_bounded, read_record
@@ -55,7 +56,8 @@ class Run:
         return self.root / "quarantine"
 
     def lock(self) -> AbstractContextManager[None]:
-        """Excludes every other process that commits, publishes or prunes in this run."""
+        """Excludes all others that make steps visible, move channels or remove anything. Held for
+        a few small operations only, never while tensors are read or written."""
         self.disk.make_folders(self.root)
         return locked(self.root / ".lock")
 
@@ -69,21 +71,33 @@ class Run:
         except FileNotFoundError:
             return []
         found = (_STEP.fullmatch(name) for name in names)
-        steps = sorted(int(match[1]) for match in found if match)
-        return [step for step in steps if (self.folder(step) / NAME).is_file()]
+        steps = {int(match[1]) for match in found if match}
+        return sorted(step for step in steps if self.has(step))
 
-    def manifest(self, step: int) -> Manifest:
-        """Raises NoSuchStep, or BadRecord when the manifest cannot be trusted."""
+    def has(self, step: int) -> bool:
+        """Whether the step is committed: there is a manifest, or no telling."""
+        try:
+            return (self.folder(step) / NAME).is_file()
+        except OSError:
+            return True
+
+    def manifest(self, step: int, *, hash: str | None = None) -> Manifest:
+        """The step's manifest, which must have this `hash` (None: any).
+
+        Raises NoSuchStep, also for another hash; BadRecord when it cannot be trusted; Unreadable.
+        """
         data = read_bounded(self.folder(step) / NAME, MAX_BYTES)
         if data is None:
             raise NoSuchStep(f"step {step} is not committed in {self.root}")
         manifest = Manifest.parse(data)
         if manifest.step != step:
             raise BadRecord(f"the manifest in step {step} says it is step {manifest.step}")
+        if hash is not None and manifest.hash != hash:
+            raise NoSuchStep(f"step {step} has manifest {manifest.hash}, not {hash}")
         return manifest
 
     def pointer(self) -> tuple[int, str] | None:
-        """Step and hash in LATEST, None if there is none. Raises BadRecord."""
+        """Step and hash in LATEST, None if there is none. Raises BadRecord or Unreadable."""
         record = read_record(self.ckpt / "LATEST")
         if record is None:
             return None
@@ -93,15 +107,16 @@ class Run:
         return step, hash
 
     def latest(self, *, every_byte: bool = True) -> Manifest | None:
-        """The newest whole checkpoint, None if there is none; broken ones are passed over.
+        """The newest whole checkpoint, None if there is none; others are passed over.
 
-        `every_byte=False` trusts files that exist with the right size.
+        The folders decide, not LATEST: a crash may have come between the two. Quarantine does not
+        count: it says what not to serve. `every_byte=False` trusts files of the right size.
         """
-        from backends.checkpoint.verify import verify
-
         for step in reversed(self.steps()):
             try:
-                return verify(self, step, every_byte=every_byte)
+                manifest = self.manifest(step)
+                check_folder(self.folder(step), manifest, every_byte=every_byte)
             except CheckpointError:
                 continue
+            return manifest
         return None

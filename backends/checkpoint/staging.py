@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,16 +19,18 @@ from pathlib import Path
 import xxhash
 from torch import Tensor
 
+from backends.checkpoint import trash
 from backends.checkpoint.disk import open_regular
 from backends.checkpoint.errors import BadRecord, Busy, StepExists
-from backends.checkpoint.lease import Lease, live_leases
+from backends.checkpoint.lease import Lease, claimed
 from backends.checkpoint.manifest import FileRecord, TensorRecord, check_path
+from backends.checkpoint.read import is_whole
 from backends.checkpoint.reading import CHUNK
 from backends.checkpoint.run import Run
-from backends.checkpoint.tensors import checked, dtype_name, host_bytes, layout
+from backends.checkpoint.tensors import check, dtype_name, host_bytes, layout
 
 PREFIX = ".staging-"
-# What one write call takes; hashed just before, while it is in the cache.
+SHARD = re.compile(r"model/model-\d{5}-of-(\d{5})\.safetensors")
 _ATTEMPT = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
@@ -63,22 +65,28 @@ class Staging:
             raise BadRecord(f"step {step} must not be negative")
         self.run, self.step, self.attempt, self.rank = run, step, str(attempt), rank
         self.folder = run.ckpt / f"{PREFIX}{step:08d}-{self.attempt}"
+        # Whether a broken step of this number is to make way; `create` finds out.
+        self.replaces = False
         self._lease: Lease | None = None
 
     def create(self) -> None:
         """Rank 0, before any rank writes. Holds a writer's lease until commit or `discard`.
 
-        Raises StepExists if the step is committed, Busy if a live process stages the same attempt.
+        Raises StepExists if the step is committed and whole (a broken one will be replaced), Busy
+        if a live process stages the same attempt.
         """
-        if self.step in self.run.steps():
-            raise StepExists(f"step {self.step} is committed already in {self.run.root}")
-        disk = self.run.disk
-        disk.make_folders(self.run.ckpt)
-        if any(lease.target == self.folder.name for lease in live_leases(self.run)):
-            raise Busy(f"{self.folder.name} belongs to a live process; use another attempt")
-        self._lease = Lease(self.run, "writer", f"rank{self.rank}", self.folder.name).acquire()
+        run, disk = self.run, self.run.disk
+        self.replaces = run.has(self.step)
+        if self.replaces and is_whole(run, self.step):
+            raise StepExists(f"step {self.step} is committed already in {run.root}")
+        disk.make_folders(run.ckpt)
+        with run.lock():
+            if self.folder.name in claimed(run):
+                raise Busy(f"{self.folder.name} belongs to a live process; use another attempt")
+            self._lease = Lease(run, "writer", f"rank{self.rank}", self.folder.name).acquire()
+            left = [trash.move(run, self.folder)] if self.folder.exists() else []
         try:
-            disk.remove_tree(self.folder)
+            trash.remove(run, left)
             disk.make_folder(self.folder)
             disk.make_folder(self.folder / "model")
             disk.make_folder(self.folder / "state")
@@ -87,6 +95,13 @@ class Staging:
         except BaseException:
             self.discard()
             raise
+
+    def guarded(self, write: Callable[[], Part]) -> Part | Failed:
+        """What `write` made, or why it failed: what this rank hands to `commit` in either case."""
+        try:
+            return write()
+        except Exception as error:
+            return Failed.of(self.rank, error)
 
     def write_shard(self, index: int, count: int, tensors: Mapping[str, Tensor]) -> Part:
         """Writes file `index` (from 0) of the model's `count` files in one pass.
@@ -97,7 +112,7 @@ class Staging:
         if not 0 <= index < count <= 99_999:
             raise BadRecord(f"shard {index} of {count}: index counts from 0 and is below count")
         for name, tensor in tensors.items():
-            checked(name, tensor)
+            check(name, tensor)
         refuse_shared(tensors)
         path = f"model/model-{index + 1:05d}-of-{count:05d}.safetensors"
         head, spans = layout(tensors)
@@ -159,9 +174,9 @@ class Staging:
         self.release()
 
     def release(self) -> None:
+        """Gives up the claim. Idempotent."""
         if self._lease is not None:
-            with suppress(OSError):
-                self._lease.release()
+            self._lease.release()
             self._lease = None
 
     def _adopt(self, relative: str) -> FileRecord:

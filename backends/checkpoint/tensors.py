@@ -17,7 +17,8 @@ from torch import Tensor
 
 from backends.checkpoint.errors import BadRecord
 
-# safetensors' name → torch's dtype.
+# safetensors' name → torch's dtype. An element of torch's F4 is two of the format's: `header` says
+# so; everything else here counts as torch does.
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -32,6 +33,8 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
@@ -51,12 +54,20 @@ def dtype_name(dtype: torch.dtype | str) -> str:
     return name
 
 
+def header(shape: Sequence[int], dtype: str, start: int, end: int) -> dict[str, Any]:
+    """A tensor's entry in a file's header; bytes count from the header's end."""
+    dims = list(shape)
+    if dtype == "F4":
+        dims[-1] *= 2
+    return {"dtype": dtype, "shape": dims, "data_offsets": [start, end]}
+
+
 def nbytes(shape: Sequence[int], dtype: str) -> int:
     return math.prod(shape) * DTYPES[dtype].itemsize
 
 
-def checked(name: str, tensor: Tensor) -> Tensor:
-    """`tensor` if it can be written as it is. Raises BadRecord, saying what to do instead."""
+def check(name: str, tensor: Tensor) -> None:
+    """Raises BadRecord unless the tensor can be written as it is, saying what to do instead."""
     if sys.byteorder != "little":
         raise BadRecord("safetensors files are little-endian; this machine is not")
     if name == "__metadata__" or not name:
@@ -67,8 +78,8 @@ def checked(name: str, tensor: Tensor) -> Tensor:
         raise BadRecord(f"{name} has layout {tensor.layout}; make it dense first")
     if tensor.is_meta:
         raise BadRecord(f"{name} has no data (device meta)")
-    dtype_name(tensor.dtype)
-    return tensor
+    if dtype_name(tensor.dtype) == "F4" and not tensor.ndim:
+        raise BadRecord(f"{name} has dtype F4 and no dimension; give it one")
 
 
 def host_bytes(tensor: Tensor) -> memoryview:
@@ -85,16 +96,16 @@ def layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[tuple[str, int, i
     Wider elements come first, as the format's own writer does it: every tensor stays aligned.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at, spans = 0, []
     for name in order:
         tensor = tensors[name]
         dtype, shape = dtype_name(tensor.dtype), list(tensor.shape)
         end = at + nbytes(shape, dtype)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+        table[name] = header(shape, dtype, at, end)
         spans.append((name, at, end))
         at = end
-    text = orjson.dumps(header)
+    text = orjson.dumps(table)
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise BadRecord(
