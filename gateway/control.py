@@ -13,7 +13,8 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from backends.wire import VERSION, Buffer, Decoder, Fault, Frame, Kind, WireError, encode
+from backends.wire import VERSION, Buffer, Decoder, Fault, Frame, Kind, Status, WireError, encode
+from gateway.errors import GatewayError
 
 Handlers = Mapping[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]]
 
@@ -34,20 +35,31 @@ class ControlError(Exception):
 class ControlChannel(asyncio.BufferedProtocol):
     """One end of a connection on which both ends may call. `peer` names the other in messages."""
 
-    def __init__(self, handlers: Handlers | None = None, *, peer: str = "the other side") -> None:
+    def __init__(self, handlers: Handlers | None = None, *, peer: str) -> None:
         self.handlers: Handlers = handlers or {}
         self.peer = peer
         self.closed = asyncio.Event()
+        # The first STATUS, where the other side is a replica; cancelled with the connection.
+        self.status: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
         self._next_id = 1
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
+    @classmethod
+    async def open(
+        cls, sock: socket.socket, handlers: Handlers | None = None, *, peer: str = "the supervisor"
+    ) -> ControlChannel:
+        """A channel on one end of `socket.socketpair()`, which it owns from now on."""
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_unix_connection(lambda: cls(handlers, peer=peer), sock=sock)
+        return channel
+
     async def call(self, op: str, /, **arguments: Any) -> dict[str, Any]:
         """The other side's answer. Raises ControlError; bound its time with `asyncio.timeout`."""
         if self._transport is None or self._transport.is_closing():
-            raise self._gone()
+            raise self.gone()
         id, self._next_id = self._next_id, self._next_id + 1
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._calls[id] = answer
@@ -76,7 +88,8 @@ class ControlChannel(asyncio.BufferedProtocol):
             task.cancel()
         for answer in self._calls.values():
             if not answer.done():
-                answer.set_exception(self._gone())
+                answer.set_exception(self.gone())
+        self.status.cancel()
         self.closed.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -110,7 +123,9 @@ class ControlChannel(asyncio.BufferedProtocol):
                 answer.set_exception(
                     ControlError(fault.message, status=fault.status, code=fault.code)
                 )
-        # A replica's STATUS is for those who route; every other frame answers what we never send.
+        elif frame.kind == Kind.STATUS and not self.status.done():
+            self.status.set_result(Status.from_json(frame.json()))
+        # Every other frame answers what we never send.
 
     def _start(self, frame: Frame) -> None:
         arguments = frame.json()
@@ -132,13 +147,13 @@ class ControlChannel(asyncio.BufferedProtocol):
                     f"unknown operation {op!r}; known: {known}", status=404, code="unknown_op"
                 )
             self._send(Kind.REPLY, id, await handler(arguments))
-        except ControlError as error:
+        except (ControlError, GatewayError) as error:
             self._refuse(id, error)
         except Exception as error:
             log.exception("operation %s failed", op)
             self._refuse(id, ControlError(f"{op} failed: {type(error).__name__}: {error}"))
 
-    def _refuse(self, id: int, error: ControlError) -> None:
+    def _refuse(self, id: int, error: ControlError | GatewayError) -> None:
         fault = Fault(status=error.status, code=error.code, message=error.message)
         self._send(Kind.ERROR, id, fault.to_json())
 
@@ -147,25 +162,35 @@ class ControlChannel(asyncio.BufferedProtocol):
             buffers: list[Buffer] = encode(kind, id, meta)
             self._transport.writelines(buffers)
 
-    def _gone(self) -> ControlError:
+    def gone(self) -> ControlError:
+        """Why nothing can be asked any more."""
         return ControlError(
             f"the connection to {self.peer} is closed", status=503, code="connection_closed"
         )
 
 
-async def open_channel(
-    sock: socket.socket, handlers: Handlers | None = None, *, peer: str = "the other side"
-) -> ControlChannel:
-    """A channel on one end of `socket.socketpair()`, which it owns from now on."""
-    loop = asyncio.get_running_loop()
-    _, channel = await loop.create_unix_connection(
-        lambda: ControlChannel(handlers, peer=peer), sock=sock
-    )
-    return channel
-
-
 async def call_replica(address: str, op: str, /, **arguments: Any) -> dict[str, Any]:
     """One operation on the native replica at `unix:/path` or `tcp:host:port`, then goodbye."""
+    channel = await _greet(address)
+    try:
+        return await channel.call(op, **arguments)
+    finally:
+        channel.close()
+
+
+async def replica_status(address: str) -> Status:
+    """What the native replica there says of itself. Raises ControlError when it cannot be had."""
+    channel = await _greet(address)
+    try:
+        await asyncio.wait({channel.status})
+        if channel.status.cancelled():
+            raise channel.gone()
+        return channel.status.result()
+    finally:
+        channel.close()
+
+
+async def _greet(address: str) -> ControlChannel:
     loop = asyncio.get_running_loop()
 
     def make() -> ControlChannel:
@@ -183,8 +208,5 @@ async def call_replica(address: str, op: str, /, **arguments: Any) -> dict[str, 
             status=503,
             code="unreachable",
         ) from error
-    try:
-        channel.greet()
-        return await channel.call(op, **arguments)
-    finally:
-        channel.close()
+    channel.greet()
+    return channel

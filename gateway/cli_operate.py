@@ -1,0 +1,185 @@
+"""The verbs that ask a running gateway, through its admin listener.
+
+Owns finding it, asking it and what is said when it refuses; what is shown of a status is in
+`status_table`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+from urllib.parse import quote
+
+from gateway import config
+from gateway.config import ConfigError, split_listen
+
+DEFAULT = "127.0.0.1:8081"
+# A reload answers when the new version is loaded and verified.
+PATIENCE_S = 660.0
+
+
+class Refused(Exception):
+    """The gateway said no, or did not say anything; the message is for the operator."""
+
+
+def operate(arguments: argparse.Namespace) -> int:
+    try:
+        admin = AdminClient.find(arguments.admin, arguments.config, arguments.key)
+        _VERBS[arguments.verb](admin, arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Refused as error:
+        print(f"{arguments.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # how one ends --watch
+        return 130
+    return 0
+
+
+class AdminClient:
+    """One gateway's admin listener at "host:port" or "unix:/path"."""
+
+    def __init__(self, address: str, key: str | None) -> None:
+        try:
+            self._target = split_listen(address.removeprefix("http://").rstrip("/"))
+        except ValueError as error:
+            raise Refused(f"--admin: {error}; expected host:port or unix:/path") from error
+        self._address, self._key = address, key
+
+    @classmethod
+    def find(cls, address: str | None, file: Any, key: str | None) -> AdminClient:
+        if file is not None:
+            server = config.parse(config.read(file), file, os.environ).server
+            address, key = address or server.admin, key or server.admin_key
+        address = address or os.environ.get("PENSTOCK_SERVER__ADMIN") or DEFAULT
+        return cls(address, key or os.environ.get("PENSTOCK_SERVER__ADMIN_KEY"))
+
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> Any:
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        connection = _connection(self._target)
+        try:
+            connection.request(
+                method, path, None if body is None else json.dumps(body).encode(), headers
+            )
+            reply = connection.getresponse()
+            text = reply.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Refused(
+                f"no gateway answers at {self._address} ({error}); is it running? "
+                "--admin ADDRESS or --config FILE says where"
+            ) from error
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(text)
+        except ValueError as error:
+            raise Refused(f"{self._address} is no gateway's admin listener") from error
+        if reply.status >= 400:
+            raise Refused(str(answer.get("error", f"status {reply.status}")))
+        return answer
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE_S)
+        self.sock.connect(self._path)
+
+
+def _connection(target: tuple[str, int] | str) -> http.client.HTTPConnection:
+    if isinstance(target, str):
+        return _UnixConnection(target)
+    host, port = target
+    return http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+
+
+# ------------------------------------------------------------------------------------ the verbs
+
+
+def _status(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    status = admin.get("/status")
+    if arguments.json:
+        print(json.dumps(status, indent=2))
+        return
+    from gateway.status_table import show, watch
+
+    if arguments.watch is not None:
+        watch(lambda: admin.get("/status"), max(arguments.watch, 0.1))
+    else:
+        show(status)
+
+
+def _drain(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    name = arguments.replica
+    admin.post(f"/replicas/{quote(name, safe='')}/drain")
+    print(f"{name} is drained: it gets nothing new")
+    if arguments.wait is None:
+        return
+    end = time.monotonic() + arguments.wait
+    while in_flight := _in_flight(admin, name):
+        if time.monotonic() > end:
+            raise Refused(f"{name} still has {in_flight} in flight after {arguments.wait:g} s")
+        time.sleep(0.1)
+    print(f"{name} has nothing in flight")
+
+
+def _in_flight(admin: AdminClient, name: str) -> int:
+    models = admin.get("/status")["models"]
+    replicas = [replica for model in models for replica in model["replicas"]]
+    return sum(replica["in_flight"] for replica in replicas if replica["name"] == name)
+
+
+def _undrain(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    admin.post(f"/replicas/{quote(arguments.replica, safe='')}/undrain")
+    print(f"{arguments.replica} is used again")
+
+
+def _weight(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    body = {"weight": arguments.weight}
+    answer = admin.post(f"/replicas/{quote(arguments.replica, safe='')}/weight", body)
+    print(f"{answer['replica']} has weight {answer['weight']:g}")
+
+
+def _reload(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    if arguments.file:
+        changed = admin.post("/config/reload")["changed"]
+        print("\n".join(changed) or "read again; nothing has changed")
+    else:
+        _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/reload"))
+
+
+def _rollback(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/rollback"))
+
+
+def _show_replies(answer: dict[str, Any]) -> None:
+    for name, reply in answer["replicas"].items():
+        said = ", ".join(f"{key} {value}" for key, value in reply.items())
+        print(f"{name}: {said or 'done'}")
+
+
+_VERBS = {
+    "status": _status,
+    "drain": _drain,
+    "undrain": _undrain,
+    "weight": _weight,
+    "reload": _reload,
+    "rollback": _rollback,
+}

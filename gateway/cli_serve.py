@@ -1,0 +1,72 @@
+"""`python -m gateway serve`: builds the supervisor of one configuration and runs it.
+
+The only wiring of the supervisor process. The admin listener's module is imported late, by the
+supervisor's call: the workers are started before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway.config import ConfigError
+from gateway.listening import ListenError, Listening
+from gateway.operations import Operations
+from gateway.settings import Settings
+from gateway.supervisor import AdminServer, Supervisor
+
+
+def serve(file: Path, overrides: Sequence[str]) -> int:
+    try:
+        settings = Settings.read(file, overrides)
+    except ConfigError as error:
+        print(f"{error}\nnothing was started", file=sys.stderr)
+        return 2
+    _log_to_stderr(settings.config.server.log_level)
+    try:
+        return asyncio.run(_serve(settings))
+    except ListenError as error:
+        print(f"{error}\nnothing was started", file=sys.stderr)
+        return 1
+
+
+async def _serve(settings: Settings) -> int:
+    return await Supervisor(settings, _open_admin, version=_version()).run()
+
+
+async def _open_admin(operations: Operations, listening: Listening, key: str | None) -> AdminServer:
+    from gateway.admin import Admin
+
+    return await Admin.open(operations, listening, key)
+
+
+class _Format(logging.Formatter):
+    """`12:00:01 info    digits-0: …`: who said it is the replica's, the worker's or our name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        who = record.name.removeprefix("penstock.")
+        at = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        return f"{at} {record.levelname.lower():7} {who}: {text}"
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Format())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"

@@ -1,0 +1,133 @@
+"""Metrics of a whole gateway: the workers' snapshots added up and written for Prometheus.
+
+Owns the sum, not the counting: workers count. Invariant: what was shown of a counter never shrinks
+when a worker dies, because the last that was seen of it stays in the sum.
+
+A snapshot is a list of families: [name, "counter"|"gauge"|"histogram", help, [label names],
+[[label values], value] …]; the value of a histogram is {"buckets": [[le, cumulative count] …],
+"sum": x, "count": n}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+
+Family = list[Any]
+
+
+def merge(snapshots: Iterable[Sequence[Family]]) -> list[Family]:
+    """One snapshot: values with the same family and labels added. Raises ValueError when families
+    of one name differ in what they are."""
+    heads: dict[str, Family] = {}
+    values: dict[str, dict[tuple[str, ...], Any]] = {}
+    for snapshot in snapshots:
+        for name, kind, text, labels, *samples in snapshot:
+            head = heads.setdefault(name, [name, kind, text, labels])
+            if (head[1], head[3]) != (kind, labels):
+                raise ValueError(f"{name} is a {kind} of {labels} here, a {head[1]} of {head[3]}")
+            sums = values.setdefault(name, {})
+            for label_values, value in samples:
+                key = tuple(map(str, label_values))
+                sums[key] = _add(name, sums[key], value) if key in sums else value
+    return [
+        [*head, *([list(key), value] for key, value in values[name].items())]
+        for name, head in heads.items()
+    ]
+
+
+def render(families: Sequence[Family]) -> str:
+    """The Prometheus text exposition."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(families))
+    return generate_latest(registry).decode()
+
+
+class Ledger:
+    """Sums over workers that come and go. `key` names one life of one worker."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, list[Family]] = {}
+        self._gone: list[Family] = []
+
+    def seen(self, key: str, families: list[Family]) -> None:
+        self._last[key] = families
+
+    def gone(self, key: str) -> None:
+        """That worker has died: what it counted stays, what it held does not."""
+        counted = [family for family in self._last.pop(key, []) if family[1] != "gauge"]
+        self._gone = merge([self._gone, counted])
+
+    def total(self) -> list[Family]:
+        return merge([*self._last.values(), self._gone])
+
+
+def gateway_families(status: dict[str, Any]) -> list[Family]:
+    """What only the gateway as a whole knows, from its status."""
+    ready, in_flight, weights, replica_restarts = [], [], [], []
+    for model in status["models"]:
+        for replica in model["replicas"]:
+            labels = [model["name"], replica["name"]]
+            ready.append([labels, int(replica["state"] == "ready")])
+            in_flight.append([labels, replica["in_flight"]])
+            weights.append([labels, replica["weight"]])
+            if "process" in replica:
+                replica_restarts.append([labels, replica["process"]["restarts"]])
+    workers = status["workers"]
+    restarts = [[[worker["name"]], worker["restarts"]] for worker in workers]
+    memory = [[[w["name"]], w["rss_mb"] * 2**20] for w in workers if w["rss_mb"] is not None]
+    of = ["model", "replica"]
+    return [
+        ["penstock_info", "gauge", "The gateway's version.", ["version"], [[status["version"]], 1]],
+        ["penstock_uptime_seconds", "gauge", "Since the start.", [], [[], status["uptime_s"]]],
+        ["penstock_worker_restarts_total", "counter", "Workers that died.", ["worker"], *restarts],
+        ["penstock_worker_resident_bytes", "gauge", "Memory of a worker.", ["worker"], *memory],
+        ["penstock_replica_ready", "gauge", "1 where every worker may use it.", of, *ready],
+        ["penstock_replica_in_flight", "gauge", "Batches that it executes.", of, *in_flight],
+        ["penstock_replica_weight", "gauge", "Its share beside the others.", of, *weights],
+        ["penstock_replica_restarts_total", "counter", "Of its process.", of, *replica_restarts],
+    ]
+
+
+def _add(name: str, left: Any, right: Any) -> Any:
+    if not isinstance(left, dict):
+        return left + right
+    bounds = [le for le, _ in left["buckets"]]
+    if bounds != [le for le, _ in right["buckets"]]:
+        raise ValueError(f"{name}: histograms with other buckets cannot be added")
+    counts = zip(left["buckets"], right["buckets"], strict=True)
+    return {
+        "buckets": [[le, mine + other] for (le, mine), (_, other) in counts],
+        "sum": left["sum"] + right["sum"],
+        "count": left["count"] + right["count"],
+    }
+
+
+class _Collected:
+    """Families in the form of prometheus_client's collectors."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, labels, *samples in self._families:
+            if kind == "histogram":
+                histogram = HistogramMetricFamily(name, text, labels=labels)
+                for label_values, value in samples:
+                    buckets = [(str(le), float(count)) for le, count in value["buckets"]]
+                    histogram.add_metric(label_values, buckets, value["sum"])
+                yield histogram
+                continue
+            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            metric = family(name, text, labels=labels)
+            for label_values, value in samples:
+                metric.add_metric(label_values, value)
+            yield metric

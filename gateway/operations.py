@@ -1,0 +1,250 @@
+"""What operators and pages can ask of a whole gateway: its status, its metrics, its switches.
+
+Owns what operators have changed (drains, weights), so that a worker that comes later is told too,
+and puts the workers' answers together. It starts and stops no process: the supervisor does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from gateway.config import GatewayConfig, ModelConfig
+from gateway.control import ControlError, call_replica
+from gateway.events import Events, changes
+from gateway.metrics import Family, Ledger, gateway_families, merge, render
+from gateway.overview import Json, overview
+from gateway.process import Child
+from gateway.replica_process import ReplicaProcess
+from gateway.worker_process import WorkerProcess
+
+# A reload reads, verifies and swaps a whole checkpoint.
+RELOAD_S = 600.0
+EVENTS_SHOWN = 40
+WATCH_S = 1.0
+
+T = TypeVar("T")
+
+
+class Running(Protocol):
+    """The processes and what they run; the supervisor's, only looked at here."""
+
+    @property
+    def config(self) -> GatewayConfig: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def workers(self) -> Sequence[WorkerProcess]: ...
+    @property
+    def replicas(self) -> Mapping[str, ReplicaProcess]: ...
+
+    runtime: Path
+    listen: str
+    admin: str
+
+    async def reread(self) -> list[str]:
+        """Read the configuration again and apply it; what changed. Raises ControlError."""
+
+
+class Operations:
+    """`version` is the gateway's own."""
+
+    def __init__(self, running: Running, events: Events, version: str) -> None:
+        self._running, self._version = running, version
+        self.events = events
+        self._started = time.monotonic()
+        self._drained: set[str] = set()
+        self._weights: dict[str, float] = {}
+        self._ledger = Ledger()
+        # A page that many look at is put together once for all of them.
+        self.status = Shared(self._status)
+        self.metrics = Shared(self._metrics)
+
+    # ------------------------------------------------------------------------------------- views
+
+    async def _status(self) -> Json:
+        running = self._running
+        reports = await self._ask_all("status")
+        processes = {name: _process(each.child) for name, each in running.replicas.items()}
+        return {
+            "version": self._version,
+            "state": running.state,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "listen": running.listen,
+            "admin": running.admin,
+            "config": str(running.config.path),
+            "workers": [worker.describe() for worker in running.workers],
+            "models": overview(running.config, [answer for _, answer in reports], processes),
+            "events": self.events.since(limit=EVENTS_SHOWN),
+        }
+
+    async def _metrics(self) -> str:
+        reports = await self._ask_all("metrics")
+        for worker, answer in reports:
+            self._ledger.seen(f"{worker.name}/{worker.life}", answer["families"])
+        own: list[Family] = gateway_families(await self.status())
+        return render(merge([self._ledger.total(), own]))
+
+    async def _ask_all(self, op: str) -> list[tuple[WorkerProcess, Json]]:
+        """The answers of the workers that answer; a dead or hung one must not hide the others."""
+
+        async def ask(worker: WorkerProcess) -> tuple[WorkerProcess, Json] | None:
+            try:
+                return worker, await worker.call(op)
+            except ControlError:
+                return None
+
+        answers = await asyncio.gather(*map(ask, self._running.workers))
+        return [answer for answer in answers if answer is not None]
+
+    async def watch(self) -> None:
+        """Note what becomes of the replicas, until cancelled."""
+        before: list[Json] = []
+        while True:
+            await asyncio.sleep(WATCH_S)
+            after = (await self.status())["models"]
+            for kind, name, text in changes(before, after):
+                self.events.add(kind, name, text)
+            before = after
+
+    # ---------------------------------------------------------------------------------- switches
+
+    async def drain(self, replica: str) -> None:
+        """No new batches for it; what it has ends. Raises ControlError, as all of these."""
+        self._find(replica)
+        self._drained.add(replica)
+        await self._tell_all("drain", replica=replica)
+        self.events.add("drain", replica, "drained by an operator")
+
+    async def undrain(self, replica: str) -> None:
+        self._find(replica)
+        self._drained.discard(replica)
+        await self._tell_all("undrain", replica=replica)
+        self.events.add("drain", replica, "taken back by an operator")
+
+    async def weight(self, replica: str, weight: float) -> None:
+        self._find(replica)
+        self._weights[replica] = weight
+        await self._tell_all("weight", replica=replica, weight=weight)
+        self.events.add("weight", replica, f"weight {weight:g}")
+
+    async def reload(self, model: str) -> Json:
+        """Every native replica looks at its channel now; their answers by replica."""
+        return await self._replicas_do(model, "reload")
+
+    async def rollback(self, model: str) -> Json:
+        """Every native replica goes back to the version before."""
+        return await self._replicas_do(model, "rollback")
+
+    async def reread(self) -> list[str]:
+        """Read the configuration again and apply it."""
+        return await self._running.reread()
+
+    def drained(self, replica: str) -> bool:
+        return replica in self._drained
+
+    def amendments(self) -> list[tuple[str, Json]]:
+        """The operations that bring a fresh worker to what operators have changed."""
+        return [
+            *(("drain", {"replica": name}) for name in sorted(self._drained)),
+            *(("weight", {"replica": n, "weight": w}) for n, w in sorted(self._weights.items())),
+        ]
+
+    def configured(self, config: GatewayConfig) -> None:
+        """Another configuration applies: its weights do, and what is gone is forgotten."""
+        self._weights.clear()
+        self._drained &= {replica.name for _, replica in config.replicas()}
+
+    def worker_gone(self, worker: WorkerProcess) -> None:
+        self._ledger.gone(f"{worker.name}/{worker.life}")
+
+    async def _tell_all(self, op: str, **arguments: Any) -> None:
+        """A worker that is not there now learns it when it comes."""
+        ready = [worker for worker in self._running.workers if worker.ready]
+        answers = await asyncio.gather(
+            *(worker.call(op, **arguments) for worker in ready), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, ControlError) and answer.code in (
+                "connection_closed",
+                "not_ready",
+            ):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+
+    async def _replicas_do(self, model: str, op: str) -> Json:
+        found = self._model(model)
+        native = [replica for replica in found.replicas if replica.kind == "native"]
+        if not native:
+            raise ControlError(
+                f"model {model!r} has no native replica to {op}", status=409, code="not_native"
+            )
+
+        async def ask(address: str) -> Json | ControlError:
+            try:
+                async with asyncio.timeout(RELOAD_S):
+                    return await call_replica(address, op)
+            except TimeoutError:
+                return ControlError(f"no answer within {RELOAD_S:g} s", status=504, code="timeout")
+            except ControlError as error:
+                return error
+
+        addresses = [replica.socket(self._running.runtime) for replica in native]
+        answers = await asyncio.gather(*map(ask, addresses))
+        by_name = {replica.name: answer for replica, answer in zip(native, answers, strict=True)}
+        failed = {n: a for n, a in by_name.items() if isinstance(a, ControlError)}
+        for name in by_name:
+            self.events.add(op, name, f"failed: {failed[name]}" if name in failed else "asked for")
+        if failed:
+            first = next(iter(failed.values()))
+            text = "; ".join(f"{name}: {error}" for name, error in failed.items())
+            raise ControlError(f"{op} failed on {text}", status=first.status, code=first.code)
+        return {"model": model, "replicas": by_name}
+
+    def _find(self, name: str) -> None:
+        known = [replica.name for _, replica in self._running.config.replicas()]
+        if name not in known:
+            raise ControlError(
+                f"there is no replica {name!r}; known: {', '.join(known)}",
+                status=404,
+                code="replica_not_found",
+            )
+
+    def _model(self, name: str) -> ModelConfig:
+        for model in self._running.config.models:
+            if model.name == name:
+                return model
+        known = ", ".join(model.name for model in self._running.config.models)
+        raise ControlError(
+            f"there is no model {name!r}; known: {known}", status=404, code="model_not_found"
+        )
+
+
+class Shared(Generic[T]):
+    """Calls made while one is under way get that one's result."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._task: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._make())
+            self._task.add_done_callback(self._done)
+        # A caller that goes away must not take the others' answer with it.
+        return await asyncio.shield(self._task)
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # each caller has had it; there may be none left
+
+
+def _process(child: Child) -> Json:
+    return {"pid": child.pid, "state": child.state, "restarts": child.restarts, "how": child.how}

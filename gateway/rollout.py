@@ -1,0 +1,203 @@
+"""A changed configuration, put in place while serving.
+
+Owns the order: the new file is checked whole, new replicas are ready before old ones are drained,
+and a replica stops only when nothing is in flight on it. Invariant: a configuration that is refused
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from gateway.config import ConfigError, Problem, ReplicaConfig
+from gateway.config_lines import key_lines, line_of
+from gateway.control import ControlError, replica_status
+from gateway.events import Events
+from gateway.operations import Operations
+from gateway.replica_process import ReplicaProcess, recipe
+from gateway.settings import Settings
+
+# Keys of [server] that may change while serving; the others made the sockets and the processes.
+CHANGEABLE = frozenset({"drain_s"})
+# A new replica that is not ready by then does not hold up the rest.
+READY_S = 600.0
+# No event crosses from the other processes: they are asked.
+POLL_S = 0.05
+
+log = logging.getLogger("penstock.supervisor")
+
+
+class Fleet(Protocol):
+    """The processes of a supervisor, and how they are changed."""
+
+    @property
+    def replicas(self) -> Mapping[str, ReplicaProcess]: ...
+
+    runtime: Path
+    settings: Settings
+    operations: Operations
+    events: Events
+
+    def spawn(self, replica: ReplicaConfig) -> None: ...
+    async def retire(self, name: str) -> None: ...
+    async def reconfigure_workers(self) -> None: ...
+
+
+class Rollout:
+    """One at a time; what comes meanwhile waits."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._lock = asyncio.Lock()
+
+    async def on_signal(self) -> None:
+        try:
+            changed = await self.run()
+        except ControlError as error:
+            log.error("the configuration stays as it was:\n%s", error)
+        else:
+            log.info("the configuration was read again: %s", ", ".join(changed) or "no change")
+
+    async def run(self) -> list[str]:
+        """Read the file again and apply it; what changed, for people. Raises ControlError."""
+        async with self._lock:
+            fleet = self._fleet
+            try:
+                new = fleet.settings.again()
+                _refuse_fixed_keys(fleet.settings, new)
+            except ConfigError as error:
+                fleet.events.add("config", "gateway", f"refused: {error}")
+                raise ControlError(str(error), status=400, code="bad_config") from error
+            changed = await self._apply(new)
+            fleet.events.add("config", "gateway", ", ".join(changed) or "read again; no change")
+            return changed
+
+    async def _apply(self, new: Settings) -> list[str]:
+        fleet, old = self._fleet, self._fleet.settings
+        wanted = {r.name: r for _, r in new.config.replicas() if r.spawn is not None}
+        listed = {replica.name for _, replica in new.config.replicas()}
+        gone = [r.name for _, r in old.config.replicas() if r.name not in listed]
+        added = [replica for name, replica in wanted.items() if name not in fleet.replicas]
+        # Taken before anything changes: the file of a replica may be edited again meanwhile.
+        changed = [
+            replica
+            for name, replica in wanted.items()
+            if name in fleet.replicas and fleet.replicas[name].recipe != _recipe(replica)
+        ]
+        for replica in added:
+            fleet.spawn(replica)
+        await asyncio.gather(*(self._ready(replica) for replica in added))
+        for name in gone:
+            await fleet.operations.drain(name)
+        await asyncio.gather(*map(self._idle, gone))
+        fleet.settings = new
+        fleet.operations.configured(new.config)
+        await fleet.reconfigure_workers()
+        no_longer = [name for name in fleet.replicas if name not in wanted]
+        await asyncio.gather(*map(fleet.retire, no_longer))
+        for replica in changed:
+            await self._replace(replica)
+        return _described(old, new, changed)
+
+    async def _replace(self, replica: ReplicaConfig) -> None:
+        """The same name with another recipe: one after the other, so that the others serve."""
+        fleet = self._fleet
+        drained = fleet.operations.drained(replica.name)
+        await fleet.operations.drain(replica.name)
+        await self._idle(replica.name)
+        await fleet.retire(replica.name)
+        fleet.spawn(replica)
+        await self._ready(replica)
+        if not drained:
+            await fleet.operations.undrain(replica.name)
+
+    async def _ready(self, replica: ReplicaConfig) -> None:
+        """Wait until it can serve, within bounds."""
+        address = replica.socket(self._fleet.runtime)
+        try:
+            async with asyncio.timeout(READY_S):
+                while not await _says_ready(address):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            log.warning("%s was not ready within %g s; going on", replica.name, READY_S)
+
+    async def _idle(self, name: str) -> None:
+        """Wait until no worker has anything in flight on it, within the grace of a stop."""
+        grace_s = self._fleet.settings.config.server.drain_s
+        try:
+            async with asyncio.timeout(grace_s):
+                while await self._in_flight(name):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            log.warning("%s was not idle within %g s; going on", name, grace_s)
+
+    async def _in_flight(self, name: str) -> int:
+        status = await self._fleet.operations.status()
+        found = (r for model in status["models"] for r in model["replicas"] if r["name"] == name)
+        return sum(replica["in_flight"] for replica in found)
+
+
+def _recipe(replica: ReplicaConfig) -> tuple[str, str]:
+    assert replica.spawn is not None
+    return recipe(replica.spawn)
+
+
+async def _says_ready(address: str) -> bool:
+    try:
+        async with asyncio.timeout(5.0):
+            return (await replica_status(address)).state == "ready"
+    except (ControlError, TimeoutError):
+        return False
+
+
+def _refuse_fixed_keys(old: Settings, new: Settings) -> None:
+    """Raises ConfigError for each key of [server] that only a restart can change."""
+    lines = key_lines(new.text)
+    problems = []
+    for item in dataclasses.fields(new.config.server):
+        name = item.name
+        was, now = getattr(old.config.server, name), getattr(new.config.server, name)
+        if name not in CHANGEABLE and was != now:
+            line = line_of(lines, ("server", name))
+            shown = "" if name == "admin_key" else f" from {was} to {now}"
+            problems.append(
+                Problem(
+                    origin=f"{new.path}:{line}",
+                    line=line,
+                    key=f"server.{name}",
+                    expected=f"cannot change{shown} while serving; restart the gateway for it",
+                )
+            )
+    if problems:
+        raise ConfigError(new.path, problems)
+
+
+def _described(old: Settings, new: Settings, changed: list[ReplicaConfig]) -> list[str]:
+    before = {replica.name: replica for _, replica in old.config.replicas()}
+    after = {replica.name: replica for _, replica in new.config.replicas()}
+    models_before = {model.name: model for model in old.config.models}
+    models_after = {model.name: model for model in new.config.models}
+    return [
+        *(f"model {name} is new" for name in models_after if name not in models_before),
+        *(f"model {name} is gone" for name in models_before if name not in models_after),
+        *(
+            f"model {name} has other limits"
+            for name, model in models_after.items()
+            if name in models_before
+            and dataclasses.replace(models_before[name], replicas=())
+            != dataclasses.replace(model, replicas=())
+        ),
+        *(f"replica {name} is new" for name in after if name not in before),
+        *(f"replica {name} is gone" for name in before if name not in after),
+        *(f"replica {replica.name} was replaced" for replica in changed),
+        *(
+            f"replica {name} has changed"
+            for name in after
+            if name in before and after[name] != before[name]
+        ),
+    ]

@@ -1,0 +1,276 @@
+"""The parent of all processes of a gateway: workers, spawned replicas, and their order of coming
+and going.
+
+Owns the listening sockets, the private folder of the replicas' sockets, every child and every task
+of this process. It handles no request. Invariants: a dead child is replaced without the others
+noticing, and when `run` returns no child, socket or folder is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway.config import GatewayConfig, ReplicaConfig
+from gateway.events import Events
+from gateway.listening import Listening
+from gateway.operations import Operations
+from gateway.process import Backoff, Child
+from gateway.replica_process import ReplicaProcess
+from gateway.rollout import Rollout
+from gateway.settings import Settings
+from gateway.worker_process import CONFIGURE_S, WorkerProcess
+
+# A replica has nothing to finish once the workers are gone, but its device may take a while.
+REPLICA_GRACE_S = 10.0
+# How long the replicas wait for the workers to be there.
+WORKERS_FIRST_S = 5.0
+WORKER_COMMAND = (sys.executable, "-m", "gateway", "worker")
+REPLICA_COMMAND = (sys.executable, "-m", "backends", "serve")
+
+log = logging.getLogger("penstock.supervisor")
+
+
+class AdminServer(Protocol):
+    async def close(self) -> None: ...
+
+
+# Called when the workers have been started: what it imports must not delay them.
+OpenAdmin = Callable[[Operations, Listening, str | None], Awaitable[AdminServer]]
+
+
+class Supervisor:
+    """Raises ListenError where an address cannot be had. `run` once, on the loop that made it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        open_admin: OpenAdmin,
+        *,
+        version: str,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        replica_command: Sequence[str] = REPLICA_COMMAND,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings, self.state = settings, "starting"
+        self.replicas: dict[str, ReplicaProcess] = {}
+        self.events = Events()
+        self._rng = rng or random.Random()
+        self._open_admin, self._replica_command = open_admin, replica_command
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._forced = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._children: dict[Child, asyncio.Task[None]] = {}
+        self._launched = asyncio.Event()
+        server = settings.config.server
+        self._public = Listening(server.listen, server.workers, key="server.listen")
+        try:
+            self._private = Listening(server.admin, 1, key="server.admin")
+        except BaseException:
+            self._public.close()
+            raise
+        self.listen, self.admin = self._public.url, self._private.url
+        self.runtime = _private_folder()
+        self.operations = Operations(self, self.events, version)
+        self.handlers = {"status": self._answer_status, "metrics": self._answer_metrics}
+        self.workers = [
+            WorkerProcess(f"worker-{number}", sock, worker_command, self, self._backoff())
+            for number, sock in enumerate(self._public.sockets)
+        ]
+        self._rollout = Rollout(self)
+
+    @property
+    def config(self) -> GatewayConfig:
+        return self.settings.config
+
+    # -------------------------------------------------------------------------------- its course
+
+    async def run(self) -> int:
+        """Serve until a signal, or until a worker turns out not to start; the exit status."""
+        self._handle_signals()
+        admin: AdminServer | None = None
+        try:
+            for worker in self.workers:
+                self._keep(worker.child)
+            log.info("listening on %s, admin on %s", self.listen, self.admin)
+            await self._launched.wait()
+            admin_key = self.config.server.admin_key
+            admin = await self._open_admin(self.operations, self._private, admin_key)
+            self._own(self._start_replicas())
+            self._own(self.operations.watch())
+            status = await self._ended
+        finally:
+            await self._shut_down()
+            if admin is not None:
+                await admin.close()
+            await self._end_tasks()
+            self._private.close()
+            shutil.rmtree(self.runtime, ignore_errors=True)
+            self._forget_signals()
+            log.info("stopped")
+        return 128 + self._forced if self._forced else status
+
+    async def _start_replicas(self) -> None:
+        """After the workers, which are small: loading models takes the whole machine."""
+        try:
+            async with asyncio.timeout(WORKERS_FIRST_S):
+                await asyncio.gather(*(worker.configured.wait() for worker in self.workers))
+        except TimeoutError:
+            log.warning("some workers are not ready yet; starting the replicas beside them")
+        for _, replica in self.config.replicas():
+            if replica.spawn is not None and replica.name not in self.replicas:
+                self.spawn(replica)
+        self.state = "serving"
+
+    async def _shut_down(self) -> None:
+        """Workers first, with their requests; then the replicas that answered them."""
+        self.state = "stopping"
+        self.events.add("stop", "gateway", "stopping: requests may finish")
+        for worker in self.workers:
+            worker.child.no_restart()
+        # The workers have their own copies; ours would only let clients wait for nothing.
+        self._public.close()
+        grace_s = self.config.server.drain_s
+        await asyncio.gather(*(worker.stop(grace_s) for worker in self.workers))
+        await asyncio.gather(*(self.retire(name) for name in list(self.replicas)))
+
+    async def _end_tasks(self) -> None:
+        await asyncio.gather(*self._children.values(), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---------------------------------------------------------------------------------- children
+
+    def spawn(self, replica: ReplicaConfig) -> None:
+        process = ReplicaProcess(
+            replica,
+            replica.socket(self.runtime),
+            self._replica_command,
+            self._backoff(),
+            died=self._replica_died,
+        )
+        self.replicas[replica.name] = process
+        self._keep(process.child)
+
+    async def retire(self, name: str) -> None:
+        """Stop its process for good. Who retires a replica has drained it."""
+        await self.replicas[name].child.stop(REPLICA_GRACE_S)
+        self.replicas.pop(name, None)
+
+    async def reconfigure_workers(self) -> None:
+        """Those that are ready; the others get the newest settings when they are."""
+        ready = [worker for worker in self.workers if worker.ready]
+        message = self.message()
+        answers = await asyncio.gather(
+            *(worker.call("reconfigure", within_s=CONFIGURE_S, **message) for worker in ready),
+            return_exceptions=True,
+        )
+        for worker, answer in zip(ready, answers, strict=True):
+            if isinstance(answer, BaseException):
+                log.error("%s could not take the configuration: %s; replaced", worker.name, answer)
+                worker.child.kill()
+
+    async def reread(self) -> list[str]:
+        return await self._rollout.run()
+
+    def _keep(self, child: Child) -> None:
+        task = asyncio.get_running_loop().create_task(child.run(), name=child.name)
+        self._children[child] = task
+        task.add_done_callback(lambda _: self._children.pop(child))
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the supervisor failed", exc_info=error)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._rng)
+
+    def _replica_died(self, replica: ReplicaProcess, how: str, wait_s: float) -> None:
+        self._report_death("replica", replica.name, replica.child, how, wait_s)
+
+    def _report_death(self, kind: str, name: str, child: Child, how: str, wait_s: float) -> None:
+        when = f"again in {wait_s:.1f} s" if wait_s else "again at once"
+        log.warning("%s %s; it is started %s", name, how, when)
+        self.events.add(f"{kind}_died", name, f"{how}; started {when}")
+
+    # --------------------------------------------------------------------------- for its workers
+
+    def message(self) -> dict[str, Any]:
+        return self.settings.message(self.runtime)
+
+    def amendments(self) -> Sequence[tuple[str, dict[str, Any]]]:
+        return self.operations.amendments()
+
+    def worker_launched(self, worker: WorkerProcess) -> None:
+        if all(each.life for each in self.workers):
+            self._launched.set()
+
+    def worker_ready(self, worker: WorkerProcess) -> None:
+        log.info("%s is ready as process %d", worker.name, worker.child.pid)
+        self.events.add("worker_ready", worker.name, f"process {worker.child.pid}")
+
+    def worker_died(self, worker: WorkerProcess, how: str, wait_s: float) -> None:
+        self.operations.worker_gone(worker)
+        self._report_death("worker", worker.name, worker.child, how, wait_s)
+
+    def hopeless(self, why: str) -> None:
+        if not self._ended.done():
+            log.error("giving up: %s", why)
+            self._end(1)
+
+    async def _answer_status(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self.operations.status()
+
+    async def _answer_metrics(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"text": await self.operations.metrics()}
+
+    # ----------------------------------------------------------------------------------- signals
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._own(self._rollout.on_signal()))
+
+    def _forget_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _stop_signal(self, number: signal.Signals) -> None:
+        if not self._ended.done():
+            log.info("%s: stopping; requests may finish, a second signal ends them", number.name)
+            self._end(0)
+            return
+        log.warning("%s again: killing what still runs", number.name)
+        self._forced = number
+        for child in self._children:
+            child.no_restart()
+            child.kill()
+
+    def _end(self, status: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+
+def _private_folder() -> Path:
+    """For sockets: ours alone, and short, because the path of a socket may have 107 characters."""
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()):
+        if base and len(base) <= 20 and os.access(base, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
+    return Path(tempfile.mkdtemp(prefix="penstock-", dir="/tmp"))
