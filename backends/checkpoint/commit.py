@@ -85,7 +85,7 @@ def commit(
         text = manifest.to_bytes()
         # What comes back is what readers will have; it also applies their limits before theirs do.
         manifest = Manifest.parse(text)
-        _write(staging, NAME, text)
+        staging.run.disk.write_new(staging.folder / NAME, text)
         _make_visible(staging, manifest)
     except BaseException as error:
         staging.discard()
@@ -179,7 +179,7 @@ def _write_texts(
         if path in files:
             continue
         text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        _write(staging, path, text)
+        staging.run.disk.write_new(staging.folder / path, text)
         written[path] = FileRecord(len(text), digest(text))
     return written
 
@@ -187,9 +187,9 @@ def _write_texts(
 def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     """What is in the folder is what the parts said, by name and size."""
     found = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
+        path.relative_to(folder).as_posix(): path.lstat().st_size
         for path in folder.rglob("*")
-        if not path.is_dir()
+        if path.is_symlink() or not path.is_dir()
     }
     for path, record in files.items():
         if found.get(path) != record.bytes:
@@ -199,10 +199,6 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     stray = sorted(found.keys() - files)
     if stray:
         raise CommitAborted(0, f"{stray[0]} is in the folder, but no rank adopted it")
-
-
-def _write(staging: Staging, path: str, data: bytes) -> None:
-    staging.run.disk.write_file(staging.folder / path, data)
 
 
 def _make_visible(staging: Staging, manifest: Manifest) -> None:
@@ -219,12 +215,12 @@ def _make_visible(staging: Staging, manifest: Manifest) -> None:
                 if not staging.replaces:
                     raise CommitAborted(staging.rank, f"step {staging.step} is committed already")
                 aside = trash.move(run, target)
+            disk.fsync_path(staging.folder / "model")
             disk.fsync_path(staging.folder)
             disk.rename(staging.folder, target)
             moved = True
             disk.fsync_path(run.ckpt)
             disk.rename(pointer, run.ckpt / "LATEST")
-            disk.fsync_path(run.ckpt)
         except BaseException:
             with suppress(OSError):
                 disk.unlink(pointer)
@@ -232,5 +228,8 @@ def _make_visible(staging: Staging, manifest: Manifest) -> None:
                 with suppress(OSError):
                     disk.rename(target, staging.folder)
             raise
+        # The step is durable; an old LATEST after a power loss would be only that: old.
+        with suppress(OSError):
+            disk.fsync_path(run.ckpt)
     if aside is not None:
         trash.remove(run, [aside])

@@ -75,31 +75,38 @@ class Disk:
                 self.make_folder(folder)
             self.fsync_path(folder.parent)
 
-    def write_temporary(self, folder: Path, data: bytes) -> Path:
-        """A durable file under a name that nobody reads; `rename` it to its place."""
-        path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+        """A new file. Its bytes are on the disk, its name is once the folder is synced."""
         fd = self.create(path)
         try:
             self.write_all(fd, memoryview(data))
-            self.fsync(fd)
+            if durable:
+                self.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def write_temporary(self, folder: Path, data: bytes, *, durable: bool = True) -> Path:
+        """A new file under a name that nobody reads; `rename` it to its place."""
+        path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            self.write_new(path, data, durable=durable)
         except BaseException:
             with suppress(OSError):
                 self.unlink(path)
             raise
-        finally:
-            os.close(fd)
         return path
 
-    def write_file(self, path: Path, data: bytes) -> None:
+    def write_file(self, path: Path, data: bytes, *, durable: bool = True) -> None:
         """Creates or replaces `path`: readers see the old bytes or the new ones, never a mix."""
-        temporary = self.write_temporary(path.parent, data)
+        temporary = self.write_temporary(path.parent, data, durable=durable)
         try:
             self.rename(temporary, path)
         except BaseException:
             with suppress(OSError):
                 self.unlink(temporary)
             raise
-        self.fsync_path(path.parent)
+        if durable:
+            self.fsync_path(path.parent)
 
     def remove_tree(self, path: Path) -> None:
         """Removes a folder and all in it; follows no links; fine if it is gone."""

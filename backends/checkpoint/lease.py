@@ -81,7 +81,8 @@ class Lease:
                 "life": asdict(self._run.host.life()),
                 "at": self._run.host.wall(),
             }
-            self._run.disk.write_file(self.path, seal(record))
+            # Not synced: no lease outlives the power.
+            self._run.disk.write_file(self.path, seal(record), durable=False)
 
     def release(self) -> None:
         """Idempotent. If the disk refuses, the lease lasts as long as this process."""
@@ -177,7 +178,7 @@ def _judged(run: Run) -> list[tuple[LeaseRecord, bool]]:
         judged.append((record, live))
     if kept != seen:
         with suppress(OSError):  # not remembering makes leases live longer, nothing worse
-            run.disk.write_file(memory, seal({"seen": kept}))
+            run.disk.write_file(memory, seal({"seen": kept}), durable=False)
     return judged
 
 

@@ -73,10 +73,10 @@ class Staging:
         """Rank 0, before any rank writes. Holds a writer's lease until commit or `discard`.
 
         Raises StepExists if the step is committed and whole (a broken one will be replaced), Busy
-        if a live process stages the same attempt.
+        if a live process stages the same attempt, OSError when the disk fails.
         """
         run, disk = self.run, self.run.disk
-        self.replaces = run.has(self.step)
+        self.replaces = run.folder(self.step).exists()
         if self.replaces and is_whole(run, self.step):
             raise StepExists(f"step {self.step} is committed already in {run.root}")
         disk.make_folders(run.ckpt)
@@ -84,17 +84,15 @@ class Staging:
             if self.folder.name in claimed(run):
                 raise Busy(f"{self.folder.name} belongs to a live process; use another attempt")
             self._lease = Lease(run, "writer", f"rank{self.rank}", self.folder.name).acquire()
-            left = [trash.move(run, self.folder)] if self.folder.exists() else []
-        try:
-            trash.remove(run, left)
-            disk.make_folder(self.folder)
-            disk.make_folder(self.folder / "model")
-            disk.make_folder(self.folder / "state")
-            disk.fsync_path(self.folder)
-            disk.fsync_path(self.run.ckpt)
-        except BaseException:
-            self.discard()
-            raise
+            try:
+                left = [trash.move(run, self.folder)] if self.folder.exists() else []
+                disk.make_folder(self.folder)
+                disk.make_folder(self.folder / "model")
+                disk.make_folder(self.folder / "state")
+            except BaseException:
+                self.discard()
+                raise
+        trash.remove(run, left)
 
     def guarded(self, write: Callable[[], Part]) -> Part | Failed:
         """What `write` made, or why it failed: what this rank hands to `commit` in either case."""
@@ -141,12 +139,7 @@ class Staging:
     def write_file(self, path: str, data: bytes) -> Part:
         """Writes a small file (a tokenizer, say) at `path` below the staging folder."""
         check_path(path)
-        fd = self.run.disk.create(self.folder / path)
-        try:
-            self.run.disk.write_all(fd, memoryview(data))
-            self.run.disk.fsync(fd)
-        finally:
-            os.close(fd)
+        self.run.disk.write_new(self.folder / path, data)
         self.run.disk.fsync_path((self.folder / path).parent)
         return Part(self.rank, {path: FileRecord(len(data), xxhash.xxh3_128_hexdigest(data))})
 
