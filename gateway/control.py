@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from backends.wire import VERSION, Buffer, Decoder, Fault, Frame, Kind, Status, WireError, encode
 from gateway.errors import GatewayError
@@ -80,8 +80,8 @@ class ControlChannel(asyncio.BufferedProtocol):
     # -------------------------------------------------------------------------------- protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not of asyncio's class.
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for task in self._running:

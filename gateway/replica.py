@@ -163,6 +163,7 @@ class NativeReplica:
         pause = RECONNECT_S[0]
         while True:
             self._lost.clear()
+            generation = self.load.generation
             try:
                 link = await self._connect(loop)
             except (OSError, TimeoutError) as error:
@@ -170,11 +171,13 @@ class NativeReplica:
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))
                 pause = min(pause * 2, RECONNECT_S[1])
                 continue
-            pause = RECONNECT_S[0]
             try:
                 await self._watch(link, loop)
             finally:
                 link.abort("the gateway closed the link")
+            # One that says nothing, or what we cannot use, is asked less and less often.
+            heard = self.load.generation > generation
+            pause = RECONNECT_S[0] if heard else min(pause * 2, RECONNECT_S[1])
             await asyncio.sleep(pause)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:

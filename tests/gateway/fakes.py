@@ -6,7 +6,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from backends import wire
 from backends.wire import Fault, Frame, Kind, Signature, Status, TensorSpec
@@ -117,8 +117,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self.replica.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
