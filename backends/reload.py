@@ -1,0 +1,289 @@
+"""Hot reload as decisions: what to load, when to swap, when to keep what is new, when to go back.
+
+ADMIT → LOAD → VERIFY → READY → SWAP → PROBATION → COMMIT | ROLLBACK. Pure: events and `now` come
+in, actions go out; the shell does them and reports. Invariants: one load at a time, and the latest
+wanted wins; what serves is never given up before another took its place; a refused hash is never
+tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+# A full disk or a slow mount: try again soon, then less often.
+RETRY_S, MAX_RETRY_S = 0.5, 30.0
+
+
+class Stage(StrEnum):
+    IDLE = "idle"
+    ADMIT = "admit"
+    LOAD = "load"
+    VERIFY = "verify"
+    READY = "ready"
+    SWAP = "swap"
+    PROBATION = "probation"
+
+
+LOADING = (Stage.ADMIT, Stage.LOAD, Stage.VERIFY)
+
+
+class Failure(StrEnum):
+    """Why a load ended without a version, and so what follows."""
+
+    CANCELLED = "cancelled"  # a newer one is wanted
+    TRANSIENT = "transient"  # tried again: the disk, the memory
+    REFUSED = "refused"  # not tried again here: the model raises, the class is missing
+    CORRUPT = "corrupt"  # not tried again anywhere: the bytes are wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A version that a channel pointed at in a generation."""
+
+    step: int
+    hash: str
+    generation: int
+
+    @property
+    def version(self) -> str:
+        return f"{self.step}-{self.hash[:8]}"
+
+
+# ------------------------------------------------------------------------------------ the actions
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Load it in the background; report `staged`, then `loaded` or `failed`."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop loading it; report `failed` with CANCELLED."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Serve it from the next batch on, with `fallback` kept beside it; report `swapped`."""
+
+    target: Target
+    fallback: Target | None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Probation is over: no fallback any more."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Its memory and its lease may go."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Tell everybody that its bytes are wrong."""
+
+    target: Target
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line for the log."""
+
+    event: str
+    target: Target
+    reason: str = ""
+
+
+Action = Begin | Cancel | Swap | Commit | Release | Quarantine | Note
+
+
+class Reload:
+    """`keep` versions stay live after probation, the one in service included."""
+
+    def __init__(self, *, probation_s: float, keep: int = 1) -> None:
+        self._probation_s, self._keep = probation_s, keep
+        self.stage = Stage.IDLE
+        self.serving: Target | None = None
+        # What it loads, swaps to or has on probation.
+        self.target: Target | None = None
+        # The version that probation may go back to.
+        self.fallback: Target | None = None
+        # Live versions, the one in service last.
+        self.held: list[Target] = []
+        self.problem = ""
+        self._wanted: tuple[Target, ...] = ()
+        self._refused: dict[str, str] = {}
+        # Versions that passed probation here, or had none to pass: going back needs no proof.
+        self._proven: set[str] = set()
+        self._cancelling = False
+        self._until = 0.0
+        self._failures, self._retry_at = 0, 0.0
+
+    @property
+    def stuck(self) -> bool:
+        """Nothing is served, and nothing that is wanted can be."""
+        return self.serving is None and bool(self._wanted) and self._goal() is None
+
+    @property
+    def generation(self) -> int:
+        """The channel's newest generation that points at what is served; 0 while nothing is."""
+        if self.serving is None:
+            return 0
+        same = (target for target in self._wanted if target.hash == self.serving.hash)
+        return next(same, self.serving).generation
+
+    # --------------------------------------------------------------------------------- what comes
+
+    def want(self, targets: Sequence[Target], now: float) -> list[Action]:
+        """The channel points at targets[0]; the others are where it was before, nearest first."""
+        if targets[:1] != list(self._wanted[:1]):
+            self._failures, self._retry_at = 0, 0.0
+        self._wanted = tuple(targets)
+        return self._pursue(now)
+
+    def retry(self, now: float) -> list[Action]:
+        """An operator asks: forget what was refused here."""
+        self._refused.clear()
+        self._failures, self._retry_at = 0, 0.0
+        return self._pursue(now)
+
+    def staged(self, target: Target, stage: Stage) -> list[Action]:
+        if target != self.target or self.stage not in LOADING:
+            return []
+        self.stage = stage
+        return [Note(f"reload.{stage}", target)]
+
+    def loaded(self, target: Target, now: float) -> list[Action]:
+        assert target == self.target and self.stage in LOADING, (target, self.stage)
+        self._failures, self._cancelling = 0, False
+        goal = self._goal()
+        if goal is None or goal.hash != target.hash:
+            self.stage, self.target = Stage.IDLE, None
+            gone: list[Action] = [Note("reload.superseded", target), Release(target)]
+            return gone + self._pursue(now)
+        self.held.insert(max(len(self.held) - 1, 0), target)
+        return self._swap_to(target)
+
+    def failed(self, target: Target, failure: Failure, reason: str, now: float) -> list[Action]:
+        assert target == self.target and self.stage in LOADING, (target, self.stage)
+        self.stage, self.target, self._cancelling = Stage.IDLE, None, False
+        actions: list[Action] = [Note(f"reload.{failure}", target, reason)]
+        if failure is Failure.TRANSIENT:
+            self._retry_at = now + min(RETRY_S * 2**self._failures, MAX_RETRY_S)
+            self._failures += 1
+        if failure is not Failure.CANCELLED:
+            self.problem = f"{target.version}: {reason}"
+        if failure in (Failure.REFUSED, Failure.CORRUPT):
+            self._refused[target.hash] = reason
+        if failure is Failure.CORRUPT:
+            actions.append(Quarantine(target, reason))
+        return actions + self._pursue(now)
+
+    def swapped(self, target: Target, now: float) -> list[Action]:
+        """The device serves it now."""
+        assert target == self.target and self.stage is Stage.SWAP, (target, self.stage)
+        self.serving, self.problem = target, ""
+        self.held.remove(target)
+        self.held.append(target)
+        actions: list[Action] = [Note("reload.swapped", target)]
+        if self.fallback is None:
+            return actions + self._settle(now)
+        self.stage = Stage.PROBATION
+        self._until = now + self._probation_s
+        return [*actions, Note("reload.probation", target)]
+
+    def regressed(self, reason: str, now: float) -> list[Action]:
+        """The version on probation does worse than the one before it."""
+        if self.stage is not Stage.PROBATION or self.serving is None or self.fallback is None:
+            return []
+        bad, back = self.serving, self.fallback
+        self._refused[bad.hash], self.problem = reason, f"{bad.version}: {reason}"
+        return [Note("reload.rollback", bad, reason), *self._swap_to(back)]
+
+    def give_up(self, reason: str, now: float) -> list[Action]:
+        """An operator rolls back: refuse what is served, go to where the channel was before.
+
+        Raises ValueError when there is nothing to go back to.
+        """
+        if self.stage is Stage.PROBATION:
+            return self.regressed(reason, now)
+        bad = self.serving
+        if bad is None or self.stage is not Stage.IDLE:
+            raise ValueError(f"nothing to roll back while the reload is at {self.stage}")
+        before = dict(self._refused)
+        self._refused[bad.hash] = reason
+        if self._goal() is None:
+            self._refused = before
+            raise ValueError(f"the channel was nowhere else before {bad.version}")
+        return [Note("reload.rollback", bad, reason), *self._pursue(now)]
+
+    def tick(self, now: float) -> list[Action]:
+        if self.stage is Stage.PROBATION and now >= self._until:
+            return self._settle(now)
+        return self._pursue(now)
+
+    # ------------------------------------------------------------------------------ what follows
+
+    def _goal(self) -> Target | None:
+        """What should be served. While something good is, only the newest can take its place."""
+        settled = self.serving is not None and self.serving.hash not in self._refused
+        for target in self._wanted[:1] if settled else self._wanted:
+            if target.hash not in self._refused:
+                return target
+        return None
+
+    def _pursue(self, now: float) -> list[Action]:
+        goal = self._goal()
+        there = goal is None or (self.serving is not None and goal.hash == self.serving.hash)
+        if self.stage in LOADING and self.target is not None:
+            moved = there or (goal is not None and goal.hash != self.target.hash)
+            if moved and not self._cancelling:
+                self._cancelling = True
+                return [Cancel(self.target)]
+            return []
+        if there or goal is None:
+            return []
+        if self.stage is Stage.PROBATION:
+            # The channel went back to where we came from: so do we, at once.
+            if self.fallback is not None and goal.hash == self.fallback.hash:
+                return [Note("reload.rollback", goal, "the channel"), *self._swap_to(self.fallback)]
+            return []
+        if self.stage is not Stage.IDLE or now < self._retry_at:
+            return []
+        for live in self.held:
+            if live.hash == goal.hash:
+                return self._swap_to(live)
+        self.stage, self.target = Stage.ADMIT, goal
+        return [Note("reload.admit", goal), Begin(goal)]
+
+    def _swap_to(self, target: Target) -> list[Action]:
+        self.stage, self.target, self.fallback = Stage.SWAP, target, self.serving
+        bad = self.serving is not None and self.serving.hash in self._refused
+        if bad or target.hash in self._proven or not self._probation_s:
+            self.fallback = None
+        return [Note("reload.ready", target), Swap(target, self.fallback)]
+
+    def _settle(self, now: float) -> list[Action]:
+        """Commit to what is served; let go of what is not kept."""
+        assert self.serving is not None
+        self.stage, self.target, self.fallback = Stage.IDLE, None, None
+        self._proven.add(self.serving.hash)
+        actions: list[Action] = [Note("reload.commit", self.serving), Commit(self.serving)]
+        bad = [live for live in self.held if live.hash in self._refused and live != self.serving]
+        good = [live for live in self.held if live not in bad]
+        self.held = good[max(len(good) - self._keep, 0) :]
+        actions += [Release(live) for live in bad + good if live not in self.held]
+        return actions + self._pursue(now)
