@@ -25,14 +25,20 @@ class ServedModel(Protocol):
     """What a tensor replica executes; usually a `torch.nn.Module`, which then also loads weights.
 
     Constructed as `Class(**config)`, `config` being the checkpoint's (or the file's) table.
-    `signature` may be a class attribute or set by `__init__`.
+    `signature` may be a class attribute or set by `__init__`. A model may have two more things:
+    `load_state_dict`, without which it cannot come from a checkpoint, and `example()`, a mapping of
+    inputs to warm up with where zeros (and empty strings) are nothing it can take.
     """
 
     signature: Signature
 
-    def infer(self, **inputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Batch in, batch out: each tensor has the batch first. BYTES inputs come as a list of
-        flat `list[bytes]` per row. Runs under `torch.inference_mode` on the device thread."""
+    def infer(self, **inputs: Any) -> Mapping[str, Any]:
+        """Batch in, batch out: each tensor has the batch first; BYTES come, and may be returned,
+        as a list of flat `list[bytes]` per row. Runs under `torch.inference_mode` on the device
+        thread, and once more with each request alone after it raised. Inputs with a variable
+        dimension come with `<input>_lengths` where the signature pads or concatenates; an output
+        is cut to each request's part if `<output>_lengths` is returned. What is returned must not
+        be written to again: its memory is sent as it is."""
         ...
 
 

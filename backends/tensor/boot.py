@@ -1,0 +1,81 @@
+"""What takes time before a tensor replica can load its model: torch, the device, the first kernels.
+
+Runs in a background thread; importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from backends.config import ReplicaConfig
+from backends.errors import ConfigError
+from backends.tensor.executor import Answer, Batch, Executor
+from backends.tensor.loading import Loader
+from backends.tensor.runner import Runner
+
+
+class Parts(NamedTuple):
+    executor: Executor
+    loader: Loader
+
+
+def build(
+    config: ReplicaConfig,
+    *,
+    post: Callable[[list[Answer], Batch | None], None],
+    on_error: Callable[[BaseException, int], None],
+) -> Parts:
+    """Raises ConfigError for a device that is not there."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config)
+    runner = Runner(device, on_error)
+    loader = Loader(
+        code=config.folder(config.code or "."),
+        device=device,
+        runner=runner,
+        holder=_holder(config.model),
+        bytes_per_second=config.load_bytes_per_second,
+    )
+    # What was imported stays: the collector need not walk over it in the middle of a batch.
+    gc.collect()
+    gc.freeze()
+    return Parts(Executor(runner, post), loader)
+
+
+def _device(config: ReplicaConfig) -> torch.device:
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(config.path, "device", f"there is no {wanted} on this machine")
+    return device
+
+
+def _holder(model: str) -> str:
+    """The name of the replica's leases: letters, digits and . _ - only."""
+    name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in model)
+    return f"replica-{name}"[:64].rstrip("-")
+
+
+def where(error: BaseException) -> str:
+    """The line of the model on which it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def device_is_lost(error: BaseException) -> bool:
+    """Whether nothing can run on the device any more: CUDA's sticky errors outlive their batch."""
+    if isinstance(error, torch.OutOfMemoryError) or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

@@ -1,0 +1,281 @@
+"""Follows a channel: watches it, loads what it points at, swaps, and goes back where it must.
+
+Owns the threads of the reload (one that watches, one that loads) and does what `Reload` decides; it
+decides nothing itself. Everything but those threads runs on the event loop. Invariant: the device
+thread sees of a reload only the swap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from backends.checkpoint import (
+    ChannelRecord,
+    CheckpointError,
+    Run,
+    quarantine,
+    read_channel,
+)
+from backends.errors import Conflict
+from backends.events import Events
+from backends.probation import Measures, Probation
+from backends.reload import (
+    Action,
+    Begin,
+    Cancel,
+    Commit,
+    Failure,
+    Note,
+    Quarantine,
+    Release,
+    Reload,
+    Stage,
+    Swap,
+    Target,
+)
+from backends.tensor.executor import Batch
+from backends.tensor.loading import Loader, LoadFailed, Version
+
+
+class Host(Protocol):
+    """What the follower changes in its replica. `swap` and `release` call `done` on the loop once
+    the device thread has done it."""
+
+    def swap(
+        self, version: Version, fallback: Version | None, done: Callable[[], None]
+    ) -> None: ...
+    def commit(self) -> None: ...
+    def release(self, version: Version, done: Callable[[], None]) -> None: ...
+    def changed(self) -> None: ...
+
+
+class Follower:
+    def __init__(
+        self,
+        run: Run,
+        channel: str,
+        *,
+        loader: Loader,
+        reload: Reload,
+        host: Host,
+        events: Events,
+        poll_s: float,
+        slowdown: float,
+    ) -> None:
+        self._run, self._channel, self._loader = run, channel, loader
+        self._reload, self._host, self._events = reload, host, events
+        self._poll_s, self._slowdown = poll_s, slowdown
+        self._loop = asyncio.get_running_loop()
+        self._versions: dict[str, Version] = {}  # by manifest hash
+        self._measures: dict[str, Measures] = {}  # by version
+        self._probation: Probation | None = None
+        self._cancel = threading.Event()
+        self._stop, self._nudge = threading.Event(), threading.Event()
+        self._unreadable = ""
+        self._seen_any = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._watch, name="channel", daemon=True).start()
+
+    def stop(self) -> None:
+        """No more loads. `close` the versions once nothing is served from them."""
+        self._stop.set()
+        self._nudge.set()
+        self._cancel.set()
+
+    def close(self) -> None:
+        """Give up every lease; blocks on the disk."""
+        for version in self._versions.values():
+            version.close()
+
+    # --------------------------------------------------------------------------------- what it is
+
+    @property
+    def stage(self) -> Stage:
+        return self._reload.stage
+
+    @property
+    def loading_to(self) -> str:
+        return self._reload.target.version if self._reload.target else ""
+
+    @property
+    def generation(self) -> int:
+        return self._reload.generation
+
+    @property
+    def stuck(self) -> bool:
+        return self._reload.stuck
+
+    def reason(self) -> str:
+        """Why nothing is served yet, or what went wrong last."""
+        if self._unreadable:
+            return self._unreadable
+        if not self._seen_any:
+            where = f'channel "{self._channel}" of {self._run.root}'
+            return f"waiting for the first published checkpoint in {where}"
+        if self._reload.serving is None and self.loading_to:
+            return f"loading {self.loading_to} ({self.stage})"
+        return self._reload.problem
+
+    # ------------------------------------------------------------------------------ what it is told
+
+    def tick(self) -> None:
+        self._do(self._reload.tick(time.monotonic()))
+
+    def look_again(self) -> None:
+        """An operator's reload: read the channel now, and try again what was refused here."""
+        self._do(self._reload.retry(time.monotonic()))
+        self._nudge.set()
+
+    def roll_back(self) -> None:
+        """Raises Conflict."""
+        try:
+            self._do(self._reload.give_up("rolled back by an operator", time.monotonic()))
+        except ValueError as error:
+            raise Conflict(str(error)) from error
+
+    def observe(self, batch: Batch) -> None:
+        """A batch has run."""
+        serving = self._reload.serving
+        measures = self._measures.get(batch.version)
+        if measures is None or serving is None:
+            return
+        if self._probation is not None and batch.version == serving.version:
+            why = batch.regressed or self._probation.observe(
+                batch.rows, batch.seconds, batch.requests, batch.failed
+            )
+            if why:
+                self._do(self._reload.regressed(why, time.monotonic()))
+        measures.observe(batch.rows, batch.seconds, batch.requests, batch.failed)
+
+    # ------------------------------------------------------------------------------- what it does
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self._one(action)
+        self._probation_follows()
+        if actions:
+            self._host.changed()
+
+    def _one(self, action: Action) -> None:
+        target = action.target
+        match action:
+            case Note():
+                fields: dict[str, Any] = {"version": target.version}
+                if action.reason:
+                    fields["reason"] = action.reason
+                self._events(action.event, generation=target.generation, **fields)
+            case Begin():
+                self._cancel = threading.Event()
+                self._background("load", self._load, target, self._cancel)
+            case Cancel():
+                self._cancel.set()
+            case Swap():
+                version = self._versions[target.hash]
+                fallback = self._versions[action.fallback.hash] if action.fallback else None
+                self._host.swap(version, fallback, lambda: self._swapped(target))
+            case Commit():
+                self._host.commit()
+            case Release():
+                version = self._versions.pop(target.hash)
+                self._measures.pop(target.version, None)
+                self._host.release(version, lambda: self._background("release", version.close))
+            case Quarantine():
+                why = {"reason": action.reason, "found_by": "replica"}
+                self._background("quarantine", self._quarantine, target, why)
+
+    def _probation_follows(self) -> None:
+        fallback = self._reload.fallback if self.stage is Stage.PROBATION else None
+        if fallback is None:
+            self._probation = None
+        elif self._probation is None:
+            self._probation = Probation(self._measures[fallback.version], self._slowdown)
+
+    def _background(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        # Ends with its work, or with the process: nothing waits for a disk that hangs.
+        threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+
+    # ------------------------------------------------------------------------- on other threads
+
+    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the replica has ended
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _watch(self) -> None:
+        """The channel's file is replaced as a whole, so its identity tells of a change."""
+        path = self._run.channels / f"{self._channel}.json"
+        seen: tuple[int, int, int] | None = None
+        while not self._stop.is_set():
+            nudged = self._nudge.is_set()
+            self._nudge.clear()
+            try:
+                found = os.stat(path)
+                identity = (found.st_ino, found.st_mtime_ns, found.st_size)
+                if identity != seen or nudged:
+                    self._post(self._found, read_channel(self._run, self._channel))
+                    seen = identity
+            except FileNotFoundError:
+                seen = None
+            except (CheckpointError, OSError) as error:
+                self._post(self._unread, f"{path}: {error}")
+                seen = None
+            self._nudge.wait(self._poll_s)
+
+    def _load(self, target: Target, cancel: threading.Event) -> None:
+        try:
+            version = self._loader.from_checkpoint(
+                self._run,
+                target,
+                stage=lambda stage: self._post(self._staged, target, stage),
+                cancelled=cancel.is_set,
+            )
+        except LoadFailed as error:
+            self._post(self._failed, target, error.failure, error.reason)
+        else:
+            self._post(self._loaded, target, version)
+
+    def _quarantine(self, target: Target, why: dict[str, Any]) -> None:
+        try:
+            quarantine(self._run, target.hash, why)
+        except (CheckpointError, OSError) as error:
+            self._events("reload.not_quarantined", version=target.version, reason=str(error))
+        else:
+            self._events("reload.quarantined", version=target.version, **why)
+
+    # ------------------------------------------------------------------------- back on the loop
+
+    def _found(self, record: ChannelRecord | None) -> None:
+        self._unreadable = ""
+        if record is None:
+            return
+        self._seen_any = True
+        entries = [record.entry, *record.behind()]
+        targets = [Target(entry.step, entry.hash, entry.generation) for entry in entries]
+        self._do(self._reload.want(targets, time.monotonic()))
+        self._host.changed()
+
+    def _unread(self, reason: str) -> None:
+        if reason != self._unreadable:
+            self._unreadable = reason
+            self._events("channel.unreadable", reason=reason)
+            self._host.changed()
+
+    def _staged(self, target: Target, stage: Stage) -> None:
+        self._do(self._reload.staged(target, stage))
+
+    def _failed(self, target: Target, failure: Failure, reason: str) -> None:
+        self._do(self._reload.failed(target, failure, reason, time.monotonic()))
+
+    def _loaded(self, target: Target, version: Version) -> None:
+        self._versions[target.hash] = version
+        self._measures.setdefault(target.version, Measures())
+        self._do(self._reload.loaded(target, time.monotonic()))
+
+    def _swapped(self, target: Target) -> None:
+        self._do(self._reload.swapped(target, time.monotonic()))

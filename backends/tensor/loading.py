@@ -1,0 +1,234 @@
+"""Makes versions that can be served: from a class, or from a checkpoint that is checked throughout.
+
+Owns everything between a manifest and a model that answered once: lease, hashes, finiteness, probe,
+warm-up. Runs in a background thread, beside traffic, and touches nothing that serves. Invariant: a
+version that is returned has executed a batch of one row and a full one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backends.checkpoint import (
+    BadRecord,
+    Cancelled,
+    CheckpointError,
+    Corrupt,
+    Incomplete,
+    Manifest,
+    Quarantined,
+    ReaderLease,
+    Run,
+    is_quarantined,
+    read_tensors,
+)
+from backends.errors import BackendError, ModelFailed
+from backends.model import ServedModel, import_class
+from backends.reload import Failure, Stage, Target
+from backends.tensor.probe import ProbeMismatch, check_probe, warm_up
+from backends.tensor.runner import Runner
+from backends.wire import Signature
+
+# Elements looked at in one go: torch holds no lock meanwhile, and the temporary stays small.
+FINITE_CHUNK = 1 << 22
+
+
+@dataclass(slots=True)
+class Version:
+    """A live version. `close` gives up its claim on the checkpoint; its memory goes with it."""
+
+    name: str
+    model: ServedModel
+    signature: Signature
+    target: Target | None = None
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+class LoadFailed(Exception):
+    """No version came of it; `failure` says what follows."""
+
+    def __init__(self, failure: Failure, reason: str) -> None:
+        super().__init__(reason)
+        self.failure, self.reason = failure, reason
+
+
+class NotFinite(Exception):
+    pass
+
+
+class Loader:
+    """`code` is the folder in which model classes are found. `holder` names the leases."""
+
+    def __init__(
+        self,
+        *,
+        code: Path,
+        device: torch.device,
+        runner: Runner,
+        holder: str,
+        bytes_per_second: int | None,
+    ) -> None:
+        self._code, self._device, self._runner = code, device, runner
+        self._holder, self._rate = holder, bytes_per_second
+
+    def from_class(self, path: str, config: Mapping[str, Any]) -> Version:
+        """Raises LoadFailed."""
+        try:
+            model = self._construct(path, config)
+            return self._warm(Version("0-static", model, _signature(model)))
+        except Exception as error:
+            raise LoadFailed(Failure.REFUSED, _reason(error)) from error
+
+    def from_checkpoint(
+        self,
+        run: Run,
+        target: Target,
+        *,
+        stage: Callable[[Stage], None],
+        cancelled: Callable[[], bool],
+    ) -> Version:
+        """Raises LoadFailed."""
+        try:
+            lease = ReaderLease(run, target.step, self._holder).acquire()
+        except (CheckpointError, OSError) as error:
+            raise LoadFailed(Failure.TRANSIENT, _reason(error)) from error
+        try:
+            version = self._leased(run, target, stage, cancelled)
+        except BaseException as error:
+            lease.release()
+            raise LoadFailed(_failure(error), _reason(error)) from error
+        version.close = lease.release
+        return version
+
+    def _leased(
+        self,
+        run: Run,
+        target: Target,
+        stage: Callable[[Stage], None],
+        cancelled: Callable[[], bool],
+    ) -> Version:
+        if is_quarantined(run, target.hash):
+            raise Quarantined(f"version {target.version} is in quarantine")
+        manifest = run.manifest(target.step)
+        if manifest.hash != target.hash:
+            raise BadRecord(
+                f"the manifest's hash is {manifest.hash}, the channel says {target.hash}"
+            )
+        _check_room(manifest, self._device)
+        stage(Stage.LOAD)
+        tensors = read_tensors(
+            run.folder(target.step),
+            manifest,
+            bytes_per_second=self._rate,
+            cancelled=cancelled,
+        )
+        model = self._construct(
+            manifest.model["class"], manifest.model.get("config") or {}, tensors
+        )
+        stage(Stage.VERIFY)
+        if isinstance(model, nn.Module):
+            _check_finite(model)
+        version = Version(target.version, model, _signature(model), target)
+        if manifest.probe is not None:
+            check_probe(self._runner, model, version.signature, manifest.probe)
+        if cancelled():
+            raise Cancelled("another version is wanted")
+        return self._warm(version)
+
+    def _construct(
+        self,
+        path: str,
+        config: Mapping[str, Any],
+        tensors: dict[str, torch.Tensor] | None = None,
+    ) -> ServedModel:
+        model = import_class(path, root=self._code)(**config)
+        if tensors is not None:
+            if not hasattr(model, "load_state_dict"):
+                raise ModelFailed(f"{path} has no load_state_dict: it cannot take a checkpoint")
+            # The tensors become the parameters: no copy. They are this version's own.
+            assign = {"assign": True} if isinstance(model, nn.Module) else {}
+            model.load_state_dict(tensors, **assign)
+        if isinstance(model, nn.Module):
+            model = model.eval().requires_grad_(False).to(self._device)
+        if not isinstance(model, ServedModel):
+            missing = "infer" if hasattr(model, "signature") else "signature"
+            raise ModelFailed(f"{path} has no {missing}; see backends.model.ServedModel")
+        return model
+
+    def _warm(self, version: Version) -> Version:
+        warm_up(self._runner, version.model, version.signature)
+        return version
+
+
+def _signature(model: ServedModel) -> Signature:
+    signature = model.signature
+    if not isinstance(signature, Signature):
+        raise ModelFailed(f"signature is {type(signature).__name__}, not a backends.wire.Signature")
+    if not signature.inputs or not signature.outputs:
+        raise ModelFailed("the signature has no inputs or no outputs")
+    return signature
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Parameters only: a buffer may hold the infinities of a mask."""
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().view(-1)
+        if not (flat.is_floating_point() or flat.is_complex()):
+            continue
+        for chunk in torch.split(flat, FINITE_CHUNK):
+            values = chunk.float() if chunk.dtype.itemsize == 1 else chunk
+            if not bool(torch.isfinite(values).all()):
+                raise NotFinite(f"parameter {name} holds NaN or infinity")
+
+
+def _check_room(manifest: Manifest, device: torch.device) -> None:
+    """Both versions are in memory until the swap. Raises OSError, so that it is tried again."""
+    needed = sum(record.end - record.start for record in manifest.tensors.values())
+    free = _host_room()
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    if needed > free:
+        raise OSError(
+            f"the version takes {needed >> 20} MiB beside the old one, {free >> 20} are free"
+        )
+
+
+def _host_room() -> int:
+    """Bytes that this process may still take, by the machine and by its cgroup."""
+    rooms = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                rooms[0] = int(line.split()[1]) << 10
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            rooms.append(int(limit) - used)
+    except (OSError, ValueError):
+        pass  # not this kind of system: what is known has to do
+    return max(min(rooms), 0)
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, Cancelled):
+        return Failure.CANCELLED
+    if isinstance(error, Corrupt | Incomplete | BadRecord | NotFinite | ProbeMismatch):
+        return Failure.CORRUPT
+    if isinstance(error, Quarantined | BackendError):
+        return Failure.REFUSED
+    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError | CheckpointError):
+        return Failure.TRANSIENT
+    return Failure.REFUSED
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointError | BackendError):
+        return str(error)
+    return ModelFailed.raised(error).message

@@ -1,0 +1,358 @@
+"""A tensor replica put together: what its sockets, its device thread and its reloads make of it.
+
+Owns the replica's state as gateways hear it, and every job between its frame and its answer. Lives
+on the event loop's thread and loads torch only in the background, so that a starting replica
+answers at once, with the truth. Invariant: each EXECUTE that was accepted is answered exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from backends.config import ReplicaConfig
+from backends.errors import (
+    BackendError,
+    BadFrame,
+    Cancelled,
+    Conflict,
+    NotReady,
+    Overloaded,
+    Unsupported,
+    VersionNotFound,
+)
+from backends.events import Events
+from backends.reload import Reload
+from backends.server import Connection, Server
+from backends.tensor.job import Job
+from backends.tensor.reply import result_frame
+from backends.wire import Fault, Frame, Status, WireError
+from backends.worker import DeviceThread, Intake
+
+if TYPE_CHECKING:
+    from backends.tensor.boot import Parts
+    from backends.tensor.executor import Answer, Batch, Executor
+    from backends.tensor.follower import Follower
+    from backends.tensor.loading import Version
+
+# How often clocks are looked at: the end of a probation, a device that hangs.
+TICK_S = 0.25
+# Batches that take longer than this are told of while they run.
+SLOW_S = 1.0
+
+
+class TensorReplica:
+    """An engine for `Server`. `start` it once the loop runs; `drain`, wait `settled`, `close`."""
+
+    def __init__(self, config: ReplicaConfig, events: Events) -> None:
+        self._config, self._events = config, events
+        self._loop = asyncio.get_running_loop()
+        self.server = Server(self, events)
+        self._intake: Intake[Job] = Intake(config.max_intake)
+        self._device = DeviceThread(self._intake, self._execute, self._crashed)
+        self._executor: Executor | None = None
+        self._follower: Follower | None = None
+        self._versions: dict[str, Version] = {}
+        self._serving: Version | None = None
+        self._failed, self._starting, self._draining = "", "starting", ""
+        self._hung = False
+        self._jobs: dict[Connection, dict[int, Job]] = {}
+        self._batches = self._rows = 0
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._device.start()
+        threading.Thread(target=self._boot, name="boot", daemon=True).start()
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    # ------------------------------------------------------------------------------ what it says
+
+    def status(self) -> Status:
+        state, reason = self._state()
+        serving, follower = self._serving, self._follower
+        return Status(
+            model=self._config.model,
+            kind="tensor",
+            state=state,
+            reason=reason,
+            version=serving.name if serving else "",
+            versions=tuple(self._versions),
+            generation=follower.generation if follower else 0,
+            reload=str(follower.stage) if follower else "idle",
+            reload_to=follower.loading_to if follower else "",
+            slots=self._config.slots,
+            pid=os.getpid(),
+            signature=serving.signature.to_json() if serving else None,
+            load={
+                "waiting_rows": float(self._intake.rows),
+                "batch_s": round(self._device.busy_s(), 3),
+                "batches": float(self._batches),
+                "rows": float(self._rows),
+            },
+        )
+
+    def _state(self) -> tuple[str, str]:
+        if self._failed:
+            return "failed", self._failed
+        if self._draining:
+            return "draining", self._draining
+        if self._hung:
+            return "failed", f"the batch on the device has run for {self._device.busy_s():.0f} s"
+        reason = self._follower.reason() if self._follower else ""
+        if self._serving is not None:
+            return "ready", reason
+        if self._follower is not None:
+            return ("failed" if self._follower.stuck else "loading"), reason
+        return "loading", self._starting
+
+    # ----------------------------------------------------------------------------- what is asked
+
+    def execute(self, connection: Connection, frame: Frame) -> None:
+        serving = self._serving
+        if serving is None or self._draining or self._failed or self._hung:
+            state, reason = self._state()
+            raise NotReady(f"the replica is {state}: {reason}")
+        jobs = self._jobs.setdefault(connection, {})
+        if frame.id in jobs:
+            raise WireError(f"EXECUTE {frame.id} was sent twice")
+        job = Job(connection, frame, serving.signature, time.monotonic())
+        if job.pin is not None and job.pin != serving.name:
+            pinned = self._versions.get(job.pin)
+            if pinned is None:
+                live = ", ".join(self._versions)
+                raise VersionNotFound(f"version {job.pin} is not live; live: {live}")
+            job.fit(pinned.signature)
+        if not self._intake.offer(job):
+            raise Overloaded(f"{self._config.max_intake} rows wait already")
+        jobs[frame.id] = job
+
+    def call(self, connection: Connection, frame: Frame) -> None:
+        raise Unsupported("this replica serves tensors; it answers no CALL")
+
+    def cancel(self, connection: Connection, id: int) -> None:
+        """A job that waits is answered now; one that runs, when it is done."""
+        job = self._jobs.get(connection, {}).get(id)
+        if job is not None and self._intake.discard(job):
+            self._answer(job, Cancelled("cancelled by the gateway").fault())
+
+    def lost(self, connection: Connection) -> None:
+        for job in self._jobs.pop(connection, {}).values():
+            job.done = True
+            self._intake.discard(job)
+
+    def control(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        operations: dict[str, Callable[[], None]] = {
+            "status": lambda: None,
+            "reload": self._reload,
+            "rollback": self._roll_back,
+            "drain": lambda: self.drain("drained by an operator"),
+            "undrain": self._undrain,
+        }
+        if op not in operations:
+            raise Unsupported(f"unknown op {op!r}; known: {', '.join(operations)}", param="op")
+        if arguments:
+            raise BadFrame(f"op {op!r} takes no arguments", param=next(iter(arguments)))
+        if op != "status":
+            self._events("control", op=op)
+        operations[op]()
+        return self.status().to_json()
+
+    def _reload(self) -> None:
+        self._following().look_again()
+
+    def _roll_back(self) -> None:
+        self._following().roll_back()
+
+    def _following(self) -> Follower:
+        if self._follower is None:
+            raise Conflict("this replica follows no channel (or has just started)")
+        return self._follower
+
+    # --------------------------------------------------------------------------------- its end
+
+    def drain(self, reason: str) -> None:
+        """Take no more; what was accepted is still answered."""
+        self._draining = reason
+        self.changed()
+
+    def _undrain(self) -> None:
+        self._draining = ""
+        self.changed()
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is owed to anybody."""
+        return not any(self._jobs.values()) and self.server.drained
+
+    async def close(self) -> None:
+        """Answer what is still owed with a fault; stop the threads; close the sockets."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._follower is not None:
+            self._follower.stop()
+        gone = NotReady("the replica ends").fault()
+        for job in [job for jobs in self._jobs.values() for job in jobs.values()]:
+            self._answer(job, gone)
+        self._intake.close()
+        await self.server.close()
+
+    def join(self, seconds: float) -> bool:
+        """Blocks until the threads have ended and the leases are given up; False if some hang."""
+        ended = self._device.join(seconds)
+        if self._follower is not None:
+            closing = threading.Thread(target=self._follower.close, name="leases", daemon=True)
+            closing.start()
+            closing.join(seconds)
+            ended = ended and not closing.is_alive()
+        return ended
+
+    # ---------------------------------------------------------------------- on the other threads
+
+    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: there is nobody left to tell
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _boot(self) -> None:
+        began = time.monotonic()
+        try:
+            from backends.tensor.boot import build
+
+            parts = build(
+                self._config,
+                post=lambda answers, batch: self._post(self._deliver, answers, batch),
+                on_error=self._model_raised,
+            )
+            self._events("booted", seconds=round(time.monotonic() - began, 3))
+            if self._config.class_ is None:
+                self._post(self._follow, parts)
+            else:
+                self._post(self._attach, parts)
+                version = parts.loader.from_class(self._config.class_, self._config.config)
+                self._post(self.swap, version, None, lambda: None)
+        except Exception as error:
+            self._post(self._fail, str(error) or type(error).__name__)
+
+    def _execute(self, jobs: Sequence[Job]) -> None:
+        assert self._executor is not None
+        self._executor(jobs)
+
+    def _crashed(self, jobs: Sequence[Job], error: BaseException) -> None:
+        """A defect of ours on the device thread: these jobs fail, the thread goes on."""
+        self._events("device.crashed", error=repr(error))
+        fault = BackendError(f"internal error: {error!r}").fault()
+        self._post(self._deliver, [(job, fault) for job in jobs], None)
+
+    def _model_raised(self, error: BaseException, rows: int) -> None:
+        from backends.tensor.boot import device_is_lost, where
+
+        self._events("model.raised", error=repr(error)[:500], rows=rows, where=where(error))
+        if device_is_lost(error):
+            self._post(self._fail, f"the device is lost: {error}")
+
+    # --------------------------------------------------------------------------- back on the loop
+
+    def _attach(self, parts: Parts) -> None:
+        self._executor, self._starting = parts.executor, f"loading {self._config.class_}"
+        self.changed()
+
+    def _follow(self, parts: Parts) -> None:
+        from backends.checkpoint import Run
+        from backends.tensor.follower import Follower
+
+        config = self._config
+        assert config.run is not None
+        self._executor = parts.executor
+        self._follower = Follower(
+            Run(config.folder(config.run)),
+            config.channel,
+            loader=parts.loader,
+            reload=Reload(probation_s=config.probation_s, keep=config.versions),
+            host=self,
+            events=self._events,
+            poll_s=config.poll_s,
+            slowdown=config.slowdown,
+        )
+        self._follower.start()
+
+    def _deliver(self, answers: Sequence[Answer], batch: Batch | None) -> None:
+        for job, outcome in answers:
+            if not job.done:
+                self._answer(job, outcome)
+        if batch is not None:
+            self._batches += 1
+            self._rows += batch.rows
+            if self._follower is not None:
+                self._follower.observe(batch)
+
+    def _answer(self, job: Job, outcome: Any) -> None:
+        job.done = True
+        connection: Connection = job.owner
+        del self._jobs[connection][job.id]
+        if isinstance(outcome, Fault):
+            connection.fault(job.id, outcome)
+            return
+        try:
+            connection.send(result_frame(job, outcome))
+        except WireError as error:
+            connection.fault(job.id, BackendError(str(error)).fault())
+
+    def _fail(self, reason: str) -> None:
+        self._failed = reason
+        self._events("failed", reason=reason)
+        self.changed()
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        if self._follower is not None:
+            self._follower.tick()
+        busy = self._device.busy_s()
+        hung = busy > self._config.hang_s
+        if hung != self._hung:
+            self._hung = hung
+            self._events("device.hung" if hung else "device.back", batch_s=round(busy, 1))
+            self.changed()
+        elif busy > SLOW_S:
+            self.changed()
+
+    # ------------------------------------------------------------------ for the follower: `Host`
+
+    def changed(self) -> None:
+        self.server.push_status()
+
+    def swap(self, version: Version, fallback: Version | None, done: Callable[[], None]) -> None:
+        executor = self._executor
+        assert executor is not None
+
+        def swapped() -> None:
+            before, self._serving = self._serving, version
+            self._versions[version.name] = version
+            if before is None:
+                self._events("ready", version=version.name)
+            done()
+            self.changed()
+
+        def on_device() -> None:
+            executor.serve(version, fallback)
+            self._post(swapped)
+
+        self._intake.call(on_device)
+
+    def commit(self) -> None:
+        assert self._executor is not None
+        self._intake.call(self._executor.commit)
+
+    def release(self, version: Version, done: Callable[[], None]) -> None:
+        executor = self._executor
+        assert executor is not None
+        self._versions.pop(version.name, None)
+
+        def on_device() -> None:
+            executor.release(version.name)
+            self._post(done)
+
+        self._intake.call(on_device)
