@@ -1,0 +1,112 @@
+"""The command `python -m backends`: one replica as a process.
+
+Owns the process: its arguments, its signals, its event loop. Exit status 0 after SIGTERM or SIGINT,
+2 when the file or the address cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from backends import config as configuration
+from backends.config import ReplicaConfig
+from backends.errors import CannotListen, ConfigError
+from backends.events import EventLog
+from backends.tensor.replica import TensorReplica
+
+EXAMPLE = """\
+example:
+  python -m backends serve examples/digits/digits.replica.toml --listen unix:/tmp/digits.sock
+
+keys of FILE (also PENSTOCK_REPLICA_<KEY> in the environment, or --set key=value):
+"""
+# A thread that wants the interpreter waits at most this long for one that does not let go of it by
+# itself: a reload's Python must not hold up a batch for the default of 5 ms.
+SWITCH_S = 0.0005
+# For threads that are done to end.
+END_S = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        config = configuration.load(options.file, os.environ, options.set)
+        return _run(config, options.listen)
+    except (ConfigError, CannotListen) as error:
+        print(f"backends: {error.message}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m backends", description="A model replica.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    serve = verbs.add_parser(
+        "serve",
+        help="serve one model to gateways, over the wire protocol",
+        description="Serve one model to gateways, over the wire protocol, until SIGTERM.",
+        epilog=EXAMPLE + configuration.describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("file", type=Path, metavar="FILE", help="the replica's TOML file")
+    serve.add_argument(
+        "--listen",
+        required=True,
+        metavar="ADDRESS",
+        help='"unix:/path" or "tcp:host:port"; the wire has no authentication, so use tcp only in '
+        "a network that you trust",
+    )
+    serve.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of FILE"
+    )
+    return parser
+
+
+def _run(config: ReplicaConfig, address: str) -> int:
+    sys.setswitchinterval(SWITCH_S)
+    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        replica = runner.run(_serve(config, address))
+    if not replica.join(END_S):
+        # A device or a disk that hangs: its thread cannot be ended, the process can.
+        os._exit(0)
+    return 0
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    with suppress(ImportError):  # asyncio's own serves as well, only slower
+        from uvloop import new_event_loop
+
+        return new_event_loop
+    return None
+
+
+async def _serve(config: ReplicaConfig, address: str) -> TensorReplica:
+    events = EventLog(sys.stderr.buffer, model=config.model, pid=os.getpid())
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    replica = TensorReplica(config, events)
+    address = await replica.server.listen(address)
+    events("listening", address=address)
+    replica.start()
+    await stop.wait()
+    events("draining", seconds=config.drain_s)
+    replica.drain("stopping")
+    end = time.monotonic() + config.drain_s
+    while not replica.settled and time.monotonic() < end:  # noqa: ASYNC110 - buffers tell nobody
+        await asyncio.sleep(0.005)
+    events("stopped", settled=replica.settled)
+    await replica.close()
+    return replica
+
+
+if __name__ == "__main__":
+    sys.exit(main())
