@@ -1,0 +1,237 @@
+"""The OpenAPI 3.1 document of the surface, made from the routes that it offers.
+
+Paths, verbs and which operations there are come from the table alone; here are the schemas that it
+names. Invariant: a route that names a schema which is not here fails when the document is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from backends.wire import DATATYPES
+from gateway.oip.parameters import PRIORITY_LEVELS
+from gateway.oip.routes import Route
+
+JSON, BINARY = "application/json", "application/octet-stream"
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_SHAPE: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": -1}}
+_DATATYPE: dict[str, Any] = {"enum": list(DATATYPES)}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _object(
+    properties: dict[str, Any], optional: Iterable[str] = (), *, closed: bool = False
+) -> dict[str, Any]:
+    """`closed`: other fields are refused, as requests with unknown ones are."""
+    required = [name for name in properties if name not in set(optional)]
+    made: dict[str, Any] = {"type": "object", "properties": properties}
+    if required:
+        made["required"] = required
+    if closed:
+        made["additionalProperties"] = False
+    return made
+
+
+def _options(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object of which every field may be left out, and no other given."""
+    return _object(properties, properties, closed=True)
+
+
+_DATA = {
+    "description": "Elements in row-major order, flat or nested as the shape says. NaN and the "
+    'infinities are the strings "NaN", "Infinity" and "-Infinity".',
+    "type": "array",
+}
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "Error": _object({"error": _TEXT}),
+    "Empty": _object({}),
+    "Document": {"type": "object"},
+    "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
+    "ServerLive": _object({"live": _FLAG}),
+    "ServerReady": _object({"ready": _FLAG}),
+    "ModelReady": _object({"name": _TEXT, "ready": _FLAG}),
+    "TensorMetadata": _object({"name": _TEXT, "datatype": _DATATYPE, "shape": _SHAPE}),
+    "ModelMetadata": _object(
+        {
+            "name": _TEXT,
+            "versions": _list(_TEXT),
+            "platform": _TEXT,
+            "inputs": _list(_ref("TensorMetadata")),
+            "outputs": _list(_ref("TensorMetadata")),
+        }
+    ),
+    "TensorConfig": _object({"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE}),
+    "ModelConfig": _object(
+        {
+            "name": _TEXT,
+            "platform": _TEXT,
+            "backend": _TEXT,
+            "version_policy": {"type": "object"},
+            "max_batch_size": _COUNT,
+            "input": _list(_ref("TensorConfig")),
+            "output": _list(_ref("TensorConfig")),
+            "dynamic_batching": {"type": "object"},
+            "model_transaction_policy": _object({"decoupled": _FLAG}),
+        }
+    ),
+    "Duration": _object({"count": _COUNT, "ns": _COUNT}),
+    "Statistics": _object({"model_stats": _list(_ref("ModelStatistics"))}),
+    "ModelStatistics": _object(
+        {
+            "name": _TEXT,
+            "version": _TEXT,
+            "last_inference": _COUNT,
+            "inference_count": _COUNT,
+            "execution_count": _COUNT,
+            "inference_stats": {"type": "object", "additionalProperties": _ref("Duration")},
+            "batch_stats": _list(
+                _object(
+                    {
+                        "batch_size": _COUNT,
+                        "compute_input": _ref("Duration"),
+                        "compute_infer": _ref("Duration"),
+                        "compute_output": _ref("Duration"),
+                    }
+                )
+            ),
+        }
+    ),
+    "IndexRequest": _options({"ready": _FLAG}),
+    "LoadRequest": _options({"parameters": {"type": "object"}}),
+    "RepositoryIndex": _list(
+        _object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})
+    ),
+    "InferRequest": _object(
+        {
+            "id": _TEXT,
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "parameters": _options(
+                {
+                    "binary_data_output": _FLAG,
+                    "priority": {"type": "integer", "minimum": 0, "maximum": PRIORITY_LEVELS},
+                    "timeout": {**_COUNT, "description": "Microseconds."},
+                    # Clients that have no sequence may say so.
+                    "sequence_id": {"enum": [0, ""]},
+                    "sequence_start": {"const": False},
+                    "sequence_end": {"const": False},
+                }
+            ),
+            "inputs": _list(_ref("InferInput")),
+            "outputs": _list(_ref("RequestedOutput")),
+        },
+        ["id", "model_name", "model_version", "parameters", "outputs"],
+        closed=True,
+    ),
+    "InferInput": _object(
+        {
+            "name": _TEXT,
+            "datatype": _DATATYPE,
+            "shape": _SHAPE,
+            "parameters": _options({"binary_data_size": _COUNT}),
+            "data": _DATA,
+        },
+        ["parameters", "data"],
+        closed=True,
+    ),
+    "RequestedOutput": _object(
+        {
+            "name": _TEXT,
+            "parameters": _options({"binary_data": _FLAG, "classification": _COUNT}),
+        },
+        ["parameters"],
+        closed=True,
+    ),
+    "InferResponse": _object(
+        {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "outputs": _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "datatype": _DATATYPE,
+                        "shape": _SHAPE,
+                        "parameters": _object({"binary_data_size": _COUNT}),
+                        "data": _DATA,
+                    },
+                    ["parameters", "data"],
+                )
+            ),
+        },
+        ["id"],
+    ),
+}
+
+_INFER_HEADERS = {
+    "Inference-Header-Content-Length": "Bytes of JSON at the head of the body, before compression; "
+    "0: the body is the data of the only input, for one row",
+    "X-Request-Id": "Echoed; made where it is missing",
+    "X-Session-Id": "Requests with equal ones should reach the same replica",
+    "X-Deadline-Ms": "Answer within so many milliseconds of the arrival, or not at all",
+    "X-Priority": "Higher is sooner; 0 is ordinary",
+    "X-Timing": "1: the answer has a Server-Timing header",
+    "Accept-Encoding": "gzip or deflate, alone: the answer comes compressed",
+}
+
+
+def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
+    """`routes`: those that are offered."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Penstock: Open Inference Protocol v2", "version": version},
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    infer = route.response == "InferResponse"
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT}
+        for name in re.findall(r"\{(\w+)\}", route.template)
+    ]
+    if infer:
+        parameters += [
+            {"name": name, "in": "header", "description": text, "schema": _TEXT}
+            for name, text in _INFER_HEADERS.items()
+        ]
+    made: dict[str, Any] = {
+        "operationId": route.operation,
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "Done", "content": _content(route.response, infer)},
+            "default": {"description": "Why not", "content": _content("Error", False)},
+        },
+    }
+    if route.request is not None:
+        made["requestBody"] = {"required": infer, "content": _content(route.request, infer)}
+    return made
+
+
+def _content(schema: str | None, binary: bool) -> dict[str, Any]:
+    if schema is None:
+        return {}
+    assert schema in SCHEMAS, f"the route table names a schema {schema} that is not there"
+    made: dict[str, Any] = {JSON: {"schema": _ref(schema)}}
+    if binary:
+        made[BINARY] = {"schema": {"description": f"{schema} as JSON, then the tensors' bytes"}}
+    return made
