@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from backends.checkpoint.errors import BadRecord
-from backends.checkpoint.records import canonical, digest
+from backends.checkpoint.records import canonical, digest, sealed, unseal
 from backends.checkpoint.tensors import DTYPES, nbytes
 
 SCHEMA = 1
@@ -90,7 +90,8 @@ class Manifest:
         value["probe"] = None if self.probe is None else asdict(self.probe)
         for key in ("evaluation", "probe", "model"):
             value[key] = _spell(value[key])
-        return canonical(value)
+        # There and back: the seal is of plain tables, in which records have sorted keys too.
+        return canonical(sealed(orjson.loads(canonical(value))))
 
     @cached_property
     def hash(self) -> str:
@@ -110,12 +111,9 @@ class Manifest:
         """Reads `to_bytes`. Raises BadRecord, naming the field, for anything else."""
         if len(data) > MAX_BYTES:
             raise BadRecord(f"{NAME} is larger than {MAX_BYTES} bytes")
-        try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise BadRecord(f"{NAME} is not JSON") from error
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise BadRecord(f"{NAME}: schema must be {SCHEMA}")
+        value = unseal(data, NAME)
+        if value.get("schema") != SCHEMA:
+            raise BadRecord(f"{NAME}: schema is {value.get('schema')}, this version reads {SCHEMA}")
         try:
             manifest = _build(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

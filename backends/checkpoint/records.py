@@ -1,7 +1,7 @@
 """Small JSON records (LATEST, channels, leases, quarantine): sealed, bounded, replaced atomically.
 
-Owns their encoding: canonical JSON with the xxh3-128 of the rest in `seal`, so that a flipped bit
-or an edit by hand is noticed. It knows nothing of what the records mean.
+Owns their encoding, which the manifest shares: JSON with the xxh3-128 of the rest in `seal`, so
+that a flipped bit or an edit by hand is noticed. It knows nothing of what the records mean.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def digest(data: bytes) -> str:
     return str(xxhash.xxh3_128_hexdigest(data))
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "seal": digest(canonical(value))}
+
+
 def seal(value: dict[str, Any]) -> bytes:
-    return orjson.dumps({**value, "seal": digest(canonical(value))}, option=orjson.OPT_INDENT_2)
+    return orjson.dumps(sealed(value), option=orjson.OPT_INDENT_2)
 
 
 def unseal(data: bytes, name: str) -> dict[str, Any]:
@@ -42,7 +46,9 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise BadRecord(f"{name} is not JSON") from error
-    if not isinstance(value, dict) or value.pop("seal", None) != digest(canonical(value)):
+    if not isinstance(value, dict):
+        raise BadRecord(f"{name} is no table")
+    if value.pop("seal", None) != digest(canonical(value)):
         raise BadRecord(f"{name} does not match its seal: it is damaged or was edited by hand")
     return value
 

@@ -78,7 +78,11 @@ def check(name: str, tensor: Tensor) -> None:
         raise BadRecord(f"{name} has layout {tensor.layout}; make it dense first")
     if tensor.is_meta:
         raise BadRecord(f"{name} has no data (device meta)")
-    if dtype_name(tensor.dtype) == "F4" and not tensor.ndim:
+    try:
+        dtype = dtype_name(tensor.dtype)
+    except BadRecord as error:
+        raise BadRecord(f"{name}: {error}") from None
+    if dtype == "F4" and not tensor.ndim:
         raise BadRecord(f"{name} has dtype F4 and no dimension; give it one")
 
 
