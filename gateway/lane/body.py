@@ -1,7 +1,8 @@
 """The body of one request, from the socket's bytes to what its handler asked for.
 
-Undoes the framing, the content coding of buffered bodies, and keeps the size limit while doing so.
-Invariant: never more than the limit is kept or handed on, and no byte past the body is read.
+Undoes the framing, and the content coding of bodies that are gathered for the handler, and keeps
+the size limit while doing so. Invariant: never more than the limit is kept or handed on, and no
+byte past the body is read.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.lane.chunked import ChunkedDecoder
-from gateway.lane.head import CHUNKED, RequestHead
+from gateway.lane.framing import CHUNKED, Framing
 from gateway.lane.inflate import Inflater
 from gateway.lane.limits import Limits
 from gateway.lane.refusal import Refused
+from gateway.lane.timeouts import Pace
 
 if TYPE_CHECKING:
     from gateway.lane.exchange import Exchange, Handler
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 class Body:
     """`exchange` None: the answer has gone out before the body came; the rest is read and dropped.
-    `received` counts bytes on the wire; `seen` and `since` are the sweep's own notes."""
+    `handler`: whom to call once the body is whole; None for one that streams, who was called.
+    `uninvited`: the client waits for 100 (Continue)."""
 
     __slots__ = (
         "_chunks",
@@ -31,38 +34,44 @@ class Body:
         "done",
         "exchange",
         "handler",
-        "received",
-        "seen",
-        "since",
+        "pace",
+        "uninvited",
     )
 
+    tunnel = False
+
     def __init__(
-        self, exchange: Exchange, handler: Handler, head: RequestHead, limits: Limits, now: float
+        self,
+        exchange: Exchange,
+        handler: Handler | None,
+        framing: Framing,
+        limits: Limits,
+        now: float,
     ) -> None:
         self.exchange: Exchange | None = exchange
         self.handler = handler
-        self._left = head.length
-        self._chunks = ChunkedDecoder(limits.max_head) if head.length == CHUNKED else None
+        self.pace = Pace(now)
+        self.uninvited = framing.expects_continue
+        self.done = False
+        self._left = framing.length
+        self._chunks = ChunkedDecoder(limits.max_head) if framing.length == CHUNKED else None
         self._room = limits.max_body
         self._inflater = (
-            Inflater(head.encoding, limits.max_body)
-            if head.encoding and not handler.streams
+            Inflater(framing.encoding, limits.max_body)
+            if framing.encoding and handler is not None
             else None
         )
         self._pieces: list[bytes] = []
-        self.received = self.seen = 0
-        self.since = now
-        self.done = False
 
-    @property
-    def left(self) -> int | None:
-        """Bytes still to come, None where nobody knows."""
-        return None if self._chunks is not None else self._left
+    def is_worth_reading(self, most: int) -> bool:
+        """Whether the rest, which nobody wants, is known to be small and on its way."""
+        return self._chunks is None and self._left <= most and not self.uninvited
 
     def feed(self, data: bytes, at: int) -> int:
         """Read on from `data[at:]`; returns where it stopped. Raises Refused."""
         start = at
         pieces: list[bytes] = []
+        self.uninvited = False
         if self._chunks is not None:
             at = self._chunks.feed(data, at, pieces)
             self.done = self._chunks.done
@@ -75,11 +84,12 @@ class Body:
             self._left -= len(piece)
             at += len(piece)
             self.done = not self._left
-        self.received += at - start
+        self.pace.received += at - start
         if self.exchange is None or not pieces:
             return at
-        if self.handler.streams:
-            self._hand_on(self.exchange, pieces)
+        if self.handler is None:
+            # One call per read, so that pause_body() takes effect before the next piece.
+            self.exchange.pass_on(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         elif self._inflater is None:
             self._pieces += pieces
         else:
@@ -87,23 +97,22 @@ class Body:
                 self._inflater.feed(piece, self._pieces)
         return at
 
-    def progress(self, now: float, limits: Limits) -> bool:
-        """Whether it still comes fast enough; asked by the sweep."""
-        if now - self.since > limits.body_timeout_s:
-            due = limits.min_body_rate * limits.body_timeout_s
-            if self.received - self.seen < due:
-                return False
-            self.seen, self.since = self.received, now
-        return True
-
     def whole(self) -> bytes:
-        """All of a buffered body, once done. Raises Refused if its compression is cut off."""
+        """All of a gathered body, once done. Raises Refused if its compression is cut off."""
         if self._inflater is not None:
             self._inflater.finish()
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _hand_on(self, exchange: Exchange, pieces: list[bytes]) -> None:
-        # One call per read, so that pause_body() takes effect before the next piece.
-        if exchange.on_body is not None:
-            exchange.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+class Tunnel(Body):
+    """After 101 (Switching Protocols) bytes pass as they come, until one side closes."""
+
+    __slots__ = ()
+
+    tunnel = True
+
+    def feed(self, data: bytes, at: int) -> int:
+        if self.exchange is not None:
+            self.exchange.pass_on(data[at:])
+        return len(data)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from backends.wire import Buffer
 from gateway.lane.head import RequestHead
-from gateway.lane.response import CHUNKED, CLOSE, KEEP_ALIVE
+from gateway.lane.response import CHUNKED, CLOSE, KEEP_ALIVE, status_line
 
 if TYPE_CHECKING:
-    from gateway.lane.connection import Connection
+    from gateway.lane.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ OPEN, STARTED, ENDED = range(3)
 # Up to this size one copy is cheaper than one more element in the socket's write queue.
 JOIN_BYTES = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
+SWITCHING = 101
 
 
 class Handler(Protocol):
@@ -72,24 +73,25 @@ class Exchange:
     )
 
     def __init__(
-        self, conn: Connection, head: RequestHead, body: Buffer, arrived: float, simple: bool
+        self, conn: Turns, head: RequestHead, body: Buffer, arrived: float, simple: bool
     ) -> None:
-        self._conn: Connection | None = conn
+        self._conn: Turns | None = conn
         self.head = head
         self.method, self.path, self.query = head.method, head.path, head.query
         self.headers = head.headers
         self.body = body
         self.arrived = arrived
-        # Nothing else is in flight on the connection and nothing special is asked for.
+        # For the connection. simple: nothing else is in flight and nothing special was asked for;
+        # close: this answer is the connection's last; held: written before its turn.
         self.simple = simple
         self.phase = OPEN
-        self.close = not head.keep_alive
+        self.close = not head.framing.keep_alive
+        self.held: list[Buffer] | None = None
         self._chunked = self._body_less = False
         self._left: int | None = None
-        self.held: list[Buffer] | None = None
         self.on_gone: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
-        self.on_body: Callable[[bytes], None] | None = None
+        self.on_body: Callable[[bytes], object] | None = None
         self.on_body_end: Callable[[], None] | None = None
 
     # ------------------------------------------------------------------------------- the request
@@ -103,7 +105,7 @@ class Exchange:
 
     @property
     def peer(self) -> str:
-        """The client's address, empty for a local socket or one that has gone."""
+        """The client's address; empty for a local socket or one that has gone."""
         return self._conn.peer if self._conn is not None else ""
 
     @property
@@ -111,7 +113,7 @@ class Exchange:
         return self._conn is not None and self._conn.tls
 
     def pause_body(self) -> None:
-        """Read no more of the streamed body. What is already read may still come, in one call."""
+        """Read no more of the streamed body."""
         if self._conn is not None:
             self._conn.pause_body(self)
 
@@ -133,17 +135,16 @@ class Exchange:
         if conn is None:
             return
         if self.simple and type(body) is bytes:
-            prefix = conn.lane.prefixes.table.get((status, content_type))
+            prefix = conn.lane.prefixes.sized.get((status, content_type))
             if prefix is not None and len(body) <= JOIN_BYTES:
                 self.simple = False
                 self.phase = ENDED
                 self._conn = conn.front = self.on_gone = None
-                conn.transport.write(
-                    b"%bcontent-length: %d\r\n%b\r\n%b" % (prefix, len(body), fields, body)
-                )
+                conn.put(b"".join((prefix, b"%d\r\n" % len(body), fields, b"\r\n", body)))
                 return
         pieces = [body] if isinstance(body, bytes | bytearray | memoryview) else list(body)
         length = sum(map(_size, pieces))
+        conn.answering_whole(self)
         head = self._begin(conn, status, content_type, fields, length)
         if self._body_less:
             pieces.clear()
@@ -153,8 +154,7 @@ class Exchange:
             conn.send(self, head)
             for piece in pieces:
                 conn.send(self, piece)
-        self.phase, self._conn = ENDED, None
-        conn.finished(self)
+        self._finish(conn)
 
     def start(
         self,
@@ -163,41 +163,32 @@ class Exchange:
         fields: bytes = b"",
         length: int | None = None,
     ) -> None:
-        """The head. Without `length` the body goes out in chunks."""
+        """The head. Without `length` the body goes out in chunks. 101 turns the connection into a
+        tunnel: `write` sends and `on_body` receives whatever comes, until `end`."""
         conn = self._conn
-        if conn is not None:
+        if conn is None:
+            return
+        if status == SWITCHING:
+            conn.begin_tunnel(self)
+            self.phase, self.simple, self.close, self._left = STARTED, False, True, None
+            conn.send(self, b"%b%b\r\n" % (status_line(status), fields))
+        else:
             conn.send(self, self._begin(conn, status, content_type, fields, length))
 
-    def _begin(
-        self, conn: Connection, status: int, content_type: bytes, fields: bytes, length: int | None
-    ) -> bytes:
-        """Decide framing and persistence, and render the head."""
-        if self.phase != OPEN:
-            raise RuntimeError("this exchange has been answered already")
-        self.simple, self.phase = False, STARTED
-        conn.answering(self)
-        bare = status in (204, 304)
-        self._body_less = bare or self.method == "HEAD"
-        framing = b""
-        if bare:
-            length = None
-        elif length is not None:
-            framing = b"content-length: %d\r\n" % length
-        elif self.head.minor == 1:
-            framing, self._chunked = CHUNKED, not self._body_less
-        elif not self._body_less:
-            self.close = True  # HTTP/1.0: the connection's end is the body's
-        self._left = length
-        tail = CLOSE if self.close else KEEP_ALIVE if self.head.minor == 0 else b""
-        prefix = conn.lane.prefixes.get(status, content_type)
-        return b"%b%b%b%b\r\n" % (prefix, framing, fields, tail)
+    def inform(self, status: int, fields: bytes = b"") -> None:
+        """An interim answer (1xx), for clients that understand them."""
+        assert 100 < status < 200 and status != SWITCHING, "start() answers, inform() announces"
+        conn = self._conn
+        if conn is not None and self.phase == OPEN and self.head.framing.minor == 1:
+            conn.send(self, b"%b%b\r\n" % (status_line(status), fields))
 
     def write(self, chunk: Buffer) -> bool:
         """More of the body. False: it was taken, but wait for `on_writable` before the next."""
         conn = self._conn
         if conn is None:
             return False
-        assert self.phase == STARTED, "write() comes between start() and end()"
+        if self.phase != STARTED:
+            raise RuntimeError("write() comes between start() and end()")
         size = _size(chunk)
         if self._body_less or not size:
             return True
@@ -214,14 +205,14 @@ class Exchange:
         conn = self._conn
         if conn is None:
             return
-        assert self.phase == STARTED, "end() comes once, after start()"
+        if self.phase != STARTED:
+            raise RuntimeError("end() comes once, after start()")
         if self._left and not self._body_less:
             conn.abandon(self)
             return
         if self._chunked:
             conn.send(self, _LAST_CHUNK)
-        self.phase, self._conn = ENDED, None
-        conn.finished(self)
+        self._finish(conn)
 
     def abort(self) -> None:
         """Break off: the client sees that the answer is not whole."""
@@ -229,14 +220,57 @@ class Exchange:
         if conn is not None:
             conn.abandon(self)
 
+    def _begin(
+        self, conn: Turns, status: int, content_type: bytes, fields: bytes, length: int | None
+    ) -> bytes:
+        """Decide framing and persistence, and render the head."""
+        if self.phase != OPEN:
+            raise RuntimeError("this exchange has been answered already")
+        self.simple, self.phase = False, STARTED
+        framing = b""
+        minor = self.head.framing.minor
+        bare = status in (204, 304)
+        self._body_less = bare or self.head.framing.head
+        if bare:
+            length = None
+        elif length is not None:
+            framing = b"content-length: %d\r\n" % length
+        elif minor == 1:
+            framing, self._chunked = CHUNKED, not self._body_less
+        elif not self._body_less:
+            self.close = True  # HTTP/1.0: the connection's end is the body's
+        self._left = length
+        self.close = self.close or conn.is_last(self)
+        tail = CLOSE if self.close else KEEP_ALIVE if minor == 0 else b""
+        prefix = conn.lane.prefixes.get(status, content_type)
+        return b"%b%b%b%b\r\n" % (prefix, framing, fields, tail)
+
+    def _finish(self, conn: Turns) -> None:
+        self.phase, self._conn = ENDED, None
+        self.on_gone = self.on_writable = self.on_body = self.on_body_end = None
+        conn.finished(self)
+
     # --------------------------------------------------------------------- the connection's side
 
     @property
     def ends_with_connection(self) -> bool:
-        """HTTP/1.0 without a length: only the closed connection tells the body's end."""
+        """HTTP/1.0 without a length, or a tunnel: only the closed connection tells the end."""
         return self.phase == STARTED and not self._chunked and self._left is None
 
-    def tell_gone(self) -> None:
+    def pass_on(self, piece: bytes) -> None:
+        """More of the request's streamed body."""
+        if self.on_body is not None:
+            self._call(self.on_body, piece)
+
+    def pass_end(self) -> None:
+        if self.on_body_end is not None:
+            self._call(self.on_body_end)
+
+    def pass_writable(self) -> None:
+        if self.on_writable is not None:
+            self._call(self.on_writable)
+
+    def pass_gone(self) -> None:
         """Once, and only if the handler asked for it."""
         gone, self.on_gone = self.on_gone, None
         if gone is not None:
@@ -245,9 +279,27 @@ class Exchange:
             except Exception:
                 log.exception("on_gone of %s %s raised", self.method, self.path)
 
+    def call(self, handler: Handler) -> None:
+        self._call(handler, self)
+
+    def _call(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Handlers promise not to raise; one that does costs its own exchange, nothing more."""
+        try:
+            callback(*arguments)
+        except Exception:
+            self.failed()
+
+    def failed(self) -> None:
+        """The handler has raised, just now."""
+        log.exception("the handler of %s %s raised", self.method, self.path)
+        if self.phase == OPEN:
+            self.respond(500, b'{"error":"internal error"}')
+        else:
+            self.abort()
+
     def forget(self) -> None:
         """Let go of the connection and the handler: nothing more passes between them."""
-        self.phase, self._conn, self.held = ENDED, None, None
+        self.phase, self._conn = ENDED, None
         self.on_gone = self.on_writable = self.on_body = self.on_body_end = None
 
 

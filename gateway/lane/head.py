@@ -1,92 +1,72 @@
 """Request heads: parsed once, checked strictly, remembered.
 
 Owns every rule about what a head may say; knows no connection. llhttp (in httptools) checks the
-fields' grammar, and the request line, framing and Host are checked here, because llhttp lets more
-through than a server that stands beside other servers may. Clients on kept connections send the
-same bytes again and again, so whole heads are memoised; equal bytes cannot parse differently.
+fields' grammar; the request line, Host and framing are checked here, because llhttp lets more
+through than a server that stands beside other servers may. Clients repeat themselves, so request
+lines, framing and whole heads are memoised: equal bytes cannot mean different things.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import httptools
 
+from gateway.lane.framing import CHUNKED, Framing, FramingReader
 from gateway.lane.limits import Limits
 from gateway.lane.refusal import Refused
 
-_LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
-_ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-_ENCODINGS = {
-    b"gzip": b"gzip",
-    b"x-gzip": b"gzip",
-    b"deflate": b"deflate",
-    b"identity": None,
-    b"": None,
-}
-# Heads with a request id in them never repeat; the table is emptied when they have filled it.
-MEMO_ENTRIES = 1024
-MEMO_BYTES = 2048  # the longest head that is worth keeping
+__all__ = ["CHUNKED", "HeadReader", "RequestHead"]
 
-CHUNKED = -1
+_LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/(\d)\.(\d)")
+_ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
+_BEGINNING = re.compile(rb"[A-Z]|\r?\Z")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+# Fields that decide how the lane goes on; the rest is the handler's business.
+_OWN = frozenset(
+    {
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Heads with a request id in them never repeat; a table that they fill is emptied.
+MEMO_ENTRIES = 1024
+SEEN_ENTRIES = 16 * MEMO_ENTRIES
+MEMO_BYTES = 2048  # the longest head or line that is worth keeping
+
+_Field = tuple[bytes, bytes]
 
 
 class RequestHead:
-    """What a head says. `length`: bytes of the body, CHUNKED if chunked. `simple`: nothing in it
-    needs more than reading `length` bytes and answering on a connection that stays."""
+    """What a head says. Shared by all requests with the same bytes: never changed once read."""
 
-    __slots__ = (
-        "encoding",
-        "expects_continue",
-        "headers",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "path",
-        "query",
-        "simple",
-        "unknown_encoding",
-        "upgrade",
-    )
+    __slots__ = ("framing", "headers", "method", "path", "query")
 
-    def __init__(self) -> None:
-        self.method = "GET"
-        self.path = "/"
-        self.query = ""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.length = 0
-        self.minor = 1
-        self.keep_alive = True
-        self.expects_continue = False
-        self.encoding: bytes | None = None
-        self.unknown_encoding = False
-        self.upgrade = False
-        self.simple = False
-
-
-class _Fields:
-    """httptools' callbacks: gathers (lower-case name, value)."""
-
-    __slots__ = ("on_header",)
-
-    def __init__(self, fields: list[tuple[bytes, bytes]]) -> None:
-        append = fields.append
-        self.on_header: Callable[[bytes, bytes], None] = lambda name, value: append(
-            (name.lower(), value.strip(b" \t"))
-        )
+    def __init__(
+        self, method: str, path: str, query: str, headers: list[_Field], framing: Framing
+    ) -> None:
+        self.method, self.path, self.query = method, path, query
+        self.headers, self.framing = headers, framing
 
 
 class HeadReader:
-    """`memo` may be asked directly with a head's exact bytes; `read` fills it."""
+    """`memo` may be asked directly with a head's exact bytes; `read` puts there what comes a
+    second time."""
 
-    __slots__ = ("_limits", "memo")
+    __slots__ = ("_fields", "_framing", "_limits", "_lines", "_seen", "memo")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._framing = FramingReader(limits, MEMO_ENTRIES)
         self.memo: dict[bytes, RequestHead] = {}
+        self._seen: set[int] = set()
+        self._lines: dict[bytes, tuple[str, str, str, int, bytes]] = {}
+        self._fields: list[_Field] = []
 
     def read(self, raw: bytes) -> RequestHead:
         """`raw` runs from the request line to the empty line, both included; raises Refused."""
@@ -95,106 +75,86 @@ class HeadReader:
             return known
         head = self._parse(raw)
         if len(raw) <= MEMO_BYTES:
-            if len(self.memo) >= MEMO_ENTRIES:
-                self.memo.clear()
-            self.memo[raw] = head
+            mark = hash(raw)
+            if mark not in self._seen:
+                if len(self._seen) >= SEEN_ENTRIES:
+                    self._seen.clear()
+                self._seen.add(mark)
+            else:
+                if len(self.memo) >= MEMO_ENTRIES:
+                    self.memo.clear()
+                self.memo[raw] = head
         return head
+
+    def check_part(self, part: bytes) -> None:
+        """What can be said of a head before its end has come; raises Refused."""
+        limits = self._limits
+        if len(part) > limits.max_head:
+            raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
+        if len(part) > limits.max_line and part.find(b"\r\n", 0, limits.max_line + 2) < 0:
+            raise Refused(414, f"the request line is longer than {limits.max_line} bytes")
+        if _BEGINNING.match(part) is None or _BARE_LF.search(part) is not None:
+            raise Refused(400, "this is not an HTTP/1 request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools' callback."""
+        self._fields.append((name.lower(), value))
 
     def _parse(self, raw: bytes) -> RequestHead:
         limits = self._limits
         if len(raw) > limits.max_head:
             raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
-        line = _LINE.match(raw)
-        if line is None:
-            raise Refused(400, "the request line is malformed")
-        if line.end() > limits.max_line:
-            raise Refused(414, f"the request line is longer than {limits.max_line} bytes")
-        if line[3] != b"1" or line[4] not in (b"0", b"1"):
-            raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-        head = RequestHead()
-        head.minor = line[4][0] - 48
-        head.method = line[1].decode()
-        parser = httptools.HttpRequestParser(_Fields(head.headers))
+        line = raw[: raw.find(b"\r\n")]
+        known = self._lines.get(line)
+        method, path, query, minor, authority = known or self._request_line(line)
+        fields = self._fields = []
         try:
-            parser.feed_data(raw)
+            httptools.HttpRequestParser(self).feed_data(raw)
         except httptools.HttpParserUpgrade:
-            pass  # the Upgrade field is looked at below
+            pass  # framing looks at the Upgrade field
         except httptools.HttpParserInvalidMethodError as error:
-            raise Refused(501, f"the method {head.method} is not known here") from error
+            raise Refused(501, f"the method {method} is not known here") from error
         except httptools.HttpParserError as error:
             raise Refused(400, f"the request's head is malformed: {error}") from error
-        if len(head.headers) > limits.max_headers:
+        if len(fields) > limits.max_headers:
             raise Refused(431, f"the request has more than {limits.max_headers} header fields")
-        self._target(head, line[2])
-        self._fields(head)
-        head.simple = (
-            head.minor == 1
-            and head.keep_alive
-            and 0 <= head.length <= limits.max_body
-            and not (head.expects_continue or head.encoding or head.unknown_encoding)
-            and not head.upgrade
-            and head.method != "HEAD"
-        )
-        return head
+        if b" \r" in raw or b"\t" in raw:
+            fields[:] = [(name, value.rstrip(b" \t")) for name, value in fields]
+        own = [field for field in fields if field[0] in _OWN]
+        framing = self._framing.read(minor, method == "HEAD", own)
+        if authority:
+            # RFC 9112 §3.2.2: the authority in the target replaces the Host field.
+            fields[:] = [(n, authority if n == b"host" else value) for n, value in fields]
+        return RequestHead(method, path, query, fields, framing)
 
-    def _target(self, head: RequestHead, target: bytes) -> None:
-        if head.method == "CONNECT":
+    def _request_line(self, line: bytes) -> tuple[str, str, str, int, bytes]:
+        """Method, path, query, minor version, and the authority of an absolute target."""
+        limits = self._limits
+        if len(line) > limits.max_line:
+            raise Refused(414, f"the request line is longer than {limits.max_line} bytes")
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise Refused(400, "the request line is malformed")
+        method, target = match[1].decode(), match[2]
+        if match[3] != b"1" or match[4] not in b"01":
+            raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        if method == "CONNECT":
             raise Refused(501, "CONNECT is not supported: this is no forward proxy")
         if b"#" in target:
             raise Refused(400, "the request target has a fragment")
+        authority = b""
         if target[:1] != b"/":
             absolute = _ABSOLUTE.fullmatch(target)
-            if absolute is not None and _HOST.fullmatch(absolute[1]):
-                # RFC 9112 §3.2.2: the target's authority replaces the Host field.
-                target = absolute[2]
-                head.headers[:] = [
-                    (name, absolute[1] if name == b"host" else value)
-                    for name, value in head.headers
-                ]
+            if absolute is not None and self._framing.is_host(absolute[1]):
+                authority, target = absolute[1], absolute[2]
                 if target[:1] != b"/":
                     target = b"/" + target
-            elif target != b"*" or head.method != "OPTIONS":
+            elif target != b"*" or method != "OPTIONS":
                 raise Refused(400, "the request target is neither a path nor an http URL")
         path, _, query = target.partition(b"?")
-        head.path, head.query = path.decode(), query.decode()
-
-    def _fields(self, head: RequestHead) -> None:
-        hosts = 0
-        tokens: set[bytes] = set()
-        coding = length = None
-        for name, value in head.headers:
-            if name == b"content-length":
-                if length is not None or not value.isdigit() or len(value) > 19:
-                    raise Refused(400, "content-length must be one decimal number")
-                length = int(value)
-            elif name == b"host":
-                hosts += 1
-                if not _HOST.fullmatch(value):
-                    raise Refused(400, "the host field is malformed")
-            elif name == b"transfer-encoding":
-                if coding is not None:
-                    raise Refused(400, "transfer-encoding is given twice")
-                coding = value.lower()
-            elif name == b"connection":
-                tokens |= {token.strip(b" \t").lower() for token in value.split(b",")}
-            elif name == b"expect":
-                if value.lower() != b"100-continue":
-                    raise Refused(417, "the only expectation met here is 100-continue")
-                head.expects_continue = head.minor == 1
-            elif name == b"content-encoding":
-                encoding = value.lower()
-                if head.encoding is not None or encoding not in _ENCODINGS:
-                    head.unknown_encoding = True
-                head.encoding = _ENCODINGS.get(encoding)
-        if hosts > 1 or (hosts == 0 and head.minor == 1):
-            raise Refused(400, "a request has exactly one host field")
-        if coding is not None:
-            if length is not None or head.minor == 0:
-                raise Refused(400, "transfer-encoding and content-length, or HTTP/1.0, exclude")
-            if coding != b"chunked":
-                raise Refused(501, "the only transfer-encoding understood here is chunked")
-            length = CHUNKED
-        head.length = length or 0
-        head.expects_continue = head.expects_continue and head.length != 0
-        head.upgrade = b"upgrade" in tokens and any(name == b"upgrade" for name, _ in head.headers)
-        head.keep_alive = b"close" not in tokens and (head.minor == 1 or b"keep-alive" in tokens)
+        parts = (method, path.decode(), query.decode(), match[4][0] - 48, authority)
+        if len(line) <= MEMO_BYTES:
+            if len(self._lines) >= MEMO_ENTRIES:
+                self._lines.clear()
+            self._lines[line] = parts
+        return parts

@@ -15,6 +15,9 @@ from gateway.lane.head import HeadReader
 from gateway.lane.limits import LaneStats, Limits
 from gateway.lane.response import Prefixes
 
+# Connections looked at in one go: some 100 µs.
+SLICE = 1000
+
 Resolve = Callable[[str, str], Handler | None]
 HandOver = Callable[[], asyncio.Protocol]
 
@@ -64,7 +67,8 @@ class Lane:
         if self._draining:
             connection.drain()
         if self._timer is None:
-            self._tick()
+            self.prefixes.tick()
+            self._timer = self.loop.call_later(self._period, self._tick)
 
     def closed(self, connection: Connection) -> None:
         self.stats.open -= 1
@@ -72,17 +76,27 @@ class Lane:
         if not self._connections:
             self._all_closed.set()
 
-    def _tick(self) -> None:
-        self.sweep(self.clock())
-        # With no connection left there is nothing to time; the next one starts it again.
-        again = self._period if self._connections else None
-        self._timer = self.loop.call_later(again, self._tick) if again else None
-
     def sweep(self, now: float) -> None:
         """Look at every connection's time limits once."""
-        self.prefixes.tick()
         for connection in list(self._connections):
             connection.sweep(now)
+
+    def _tick(self) -> None:
+        self.prefixes.tick()
+        self._sweep_on(list(self._connections))
+
+    def _sweep_on(self, rest: list[Connection]) -> None:
+        """A slice at a time, so that many connections hold no request up."""
+        now = self.clock()
+        for connection in rest[-SLICE:]:
+            connection.sweep(now)
+        del rest[-SLICE:]
+        if rest:
+            self.loop.call_soon(self._sweep_on, rest)
+        elif self._connections:
+            self._timer = self.loop.call_later(self._period, self._tick)
+        else:
+            self._timer = None  # nothing to time; the next connection starts it again
 
     async def drain(self, grace_s: float) -> None:
         """Close idle connections, let what is in flight end with `connection: close`, and cut off

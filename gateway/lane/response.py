@@ -49,29 +49,36 @@ def status_line(status: int) -> bytes:
 
 
 class Prefixes:
-    """Status line, Date and Content-Type, by (status, content type). `tick` drops them when the
-    second has changed."""
+    """Status line, Date and Content-Type, by (status, content type). `sized` has the same up to
+    the number of a Content-Length. `tick` drops them when the second has changed."""
 
-    __slots__ = ("_second", "table")
+    __slots__ = ("_second", "_table", "sized")
 
     def __init__(self) -> None:
-        self.table: dict[tuple[int, bytes], bytes] = {}
+        self._table: dict[tuple[int, bytes], bytes] = {}
+        self.sized: dict[tuple[int, bytes], bytes] = {}
         self._second = 0
 
     def tick(self) -> None:
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self.table.clear()
+            self.clear()
+
+    def clear(self) -> None:
+        self._table.clear()
+        self.sized.clear()
 
     def get(self, status: int, content_type: bytes) -> bytes:
-        known = self.table.get((status, content_type))
+        known = self._table.get((status, content_type))
         if known is not None:
             return known
         made = status_line(status) + field(b"date", formatdate(usegmt=True))
         if content_type:
             made += field(b"content-type", content_type)
-        if len(self.table) >= MAX_PREFIXES:
-            self.table.clear()
-        self.table[status, content_type] = made
+        if len(self._table) >= MAX_PREFIXES:
+            self.clear()
+        self._table[status, content_type] = made
+        if status >= 200 and status not in (204, 304):  # those have no length
+            self.sized[status, content_type] = made + b"content-length: "
         return made

@@ -1,0 +1,131 @@
+"""How one request is framed and what it asks of the connection, read from a few fields.
+
+Pure: fields in, a `Framing` or a refusal out. Invariant: two servers in a row cannot come to
+different opinions about where a request that passes here ends (RFC 9112 §6.3, §11.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gateway.lane.limits import Limits
+from gateway.lane.refusal import Refused
+
+CHUNKED = -1
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_ENCODINGS = {
+    b"": None,
+    b"deflate": b"deflate",
+    b"gzip": b"gzip",
+    b"identity": None,
+    b"x-gzip": b"gzip",
+}
+# The longest sum of own fields that is worth remembering.
+MEMO_BYTES = 512
+
+_Field = tuple[bytes, bytes]
+
+
+class Framing:
+    """`length`: bytes of the body, or CHUNKED. `encoding`: of the body, None where plain; if it is
+    not one that can be undone here, `unknown_encoding`. `simple`: all that there is to do is read
+    `length` bytes and answer on a connection that stays. `head`: the answer has no body."""
+
+    __slots__ = (
+        "encoding",
+        "expects_continue",
+        "head",
+        "keep_alive",
+        "length",
+        "minor",
+        "simple",
+        "unknown_encoding",
+        "upgrade",
+    )
+
+    def __init__(self, minor: int = 1, *, head: bool = False, keep_alive: bool = True) -> None:
+        self.minor, self.head, self.keep_alive = minor, head, keep_alive
+        self.length = 0
+        self.expects_continue = self.unknown_encoding = self.upgrade = self.simple = False
+        self.encoding: bytes | None = None
+
+
+class FramingReader:
+    """Reads and remembers."""
+
+    __slots__ = ("_entries", "_limits", "_memo")
+
+    def __init__(self, limits: Limits, entries: int) -> None:
+        self._limits, self._entries = limits, entries
+        self._memo: dict[tuple[object, ...], Framing] = {}
+
+    def read(self, minor: int, head: bool, own: Sequence[_Field]) -> Framing:
+        """`own`: the fields that matter here, in order, names in lower case. Raises Refused."""
+        key = (minor, head, *own)
+        known = self._memo.get(key)
+        if known is not None:
+            return known
+        framing = Framing(minor, head=head)
+        self._hosts(framing, own)
+        self._length(framing, own)
+        self._connection(framing, own)
+        self._encoding(framing, own)
+        framing.simple = (
+            minor == 1
+            and framing.keep_alive
+            and 0 <= framing.length <= self._limits.max_body
+            and not (framing.expects_continue or framing.upgrade or head)
+            and not (framing.encoding or framing.unknown_encoding)
+        )
+        if sum(len(value) for _, value in own) <= MEMO_BYTES:
+            if len(self._memo) >= self._entries:
+                self._memo.clear()
+            self._memo[key] = framing
+        return framing
+
+    def is_host(self, value: bytes) -> bool:
+        return _HOST.fullmatch(value) is not None
+
+    def _hosts(self, framing: Framing, own: Sequence[_Field]) -> None:
+        hosts = [value for name, value in own if name == b"host"]
+        if len(hosts) > 1 or (not hosts and framing.minor == 1):
+            raise Refused(400, "a request has exactly one host field")
+        if hosts and not self.is_host(hosts[0]):
+            raise Refused(400, "the host field is malformed")
+
+    def _length(self, framing: Framing, own: Sequence[_Field]) -> None:
+        lengths = [value for name, value in own if name == b"content-length"]
+        codings = [value.lower() for name, value in own if name == b"transfer-encoding"]
+        if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) < 20)):
+            raise Refused(400, "content-length must be one decimal number")
+        if codings and (lengths or framing.minor == 0):
+            raise Refused(400, "transfer-encoding excludes content-length and HTTP/1.0")
+        if len(codings) > 1 or (codings and codings[0] != b"chunked"):
+            raise Refused(501, "the only transfer-encoding understood here is chunked")
+        framing.length = CHUNKED if codings else int(lengths[0]) if lengths else 0
+        for name, value in own:
+            if name == b"expect":
+                if value.lower() != b"100-continue":
+                    raise Refused(417, "the only expectation met here is 100-continue")
+                # HTTP/1.0 knows no interim answers, and without a body there is nothing to wait for
+                framing.expects_continue = framing.minor == 1 and framing.length != 0
+
+    def _connection(self, framing: Framing, own: Sequence[_Field]) -> None:
+        tokens = {
+            token.strip(b" \t").lower()
+            for name, value in own
+            if name == b"connection"
+            for token in value.split(b",")
+        }
+        framing.keep_alive = b"close" not in tokens and (
+            framing.minor == 1 or b"keep-alive" in tokens
+        )
+        framing.upgrade = b"upgrade" in tokens and any(name == b"upgrade" for name, _ in own)
+
+    def _encoding(self, framing: Framing, own: Sequence[_Field]) -> None:
+        codings = [value.lower() for name, value in own if name == b"content-encoding"]
+        if len(codings) > 1 or (codings and codings[0] not in _ENCODINGS):
+            framing.unknown_encoding = True
+        elif codings:
+            framing.encoding = _ENCODINGS[codings[0]]
