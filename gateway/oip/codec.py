@@ -189,12 +189,10 @@ class Codec:
 
 
 def _key_dims(signature: Signature) -> tuple[tuple[int, int], ...]:
-    """Padding joins any shapes; concatenation all that agree but for the joined dimension."""
-    if signature.ragged == "pad":
-        return ()
+    """All variable dimensions, but for the first of each input where those are joined."""
+    joined = 0 if signature.ragged == "refuse" else 1
     variable: list[tuple[int, int]] = []
     for at, spec in enumerate(signature.inputs):
         axes = [axis + 1 for axis, dim in enumerate(spec.shape) if dim < 0]
-        skip = 1 if signature.ragged == "concat" else 0
-        variable += [(at, axis) for axis in axes[skip:]]
+        variable += [(at, axis) for axis in axes[joined:]]
     return tuple(variable)

@@ -193,15 +193,17 @@ class OipSurface:
         answer(exchange, documents.index(self._directory.models(), only_ready=only_ready))
 
     def _load(self, exchange: Exchange, model: str, version: str | None) -> None:
+        view = self._switchable(model)
         for name in _parameters(exchange):
             raise BadRequest(
                 f"parameters.{name}: a model is loaded as the gateway's configuration and its "
                 "channel say; nothing can be overridden here",
                 param=f"parameters.{name}",
             )
-        self._switchable(model).load(lambda error: _ended(exchange, error))
+        view.load(lambda error: _ended(exchange, error))
 
     def _unload(self, exchange: Exchange, model: str, version: str | None) -> None:
+        view = self._switchable(model)
         for name, value in _parameters(exchange).items():
             # No model depends on another here: either value asks for the same.
             if name != "unload_dependents" or type(value) is not bool:
@@ -209,7 +211,7 @@ class OipSurface:
                     f"parameters.{name}: the only parameter is unload_dependents, true or false",
                     param=f"parameters.{name}",
                 )
-        self._switchable(model).unload(lambda error: _ended(exchange, error))
+        view.unload(lambda error: _ended(exchange, error))
 
     def _switchable(self, model: str) -> Switchable:
         view = self._directory.model(model)
@@ -246,7 +248,7 @@ def _body(exchange: Exchange, fields: set[str]) -> dict[str, Any]:
 
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:
-    parameters = _body(exchange, {"parameters"}).get("parameters") or {}
+    parameters = _body(exchange, {"parameters"}).get("parameters", {})
     if type(parameters) is not dict:
         raise BadRequest("parameters must be an object", param="parameters")
     return parameters

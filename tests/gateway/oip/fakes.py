@@ -51,6 +51,7 @@ class FakeExchange:
         self.content_type = b""
         self.fields: dict[str, str] = {}
         self.answers = 0
+        self.on_answer: Callable[[], None] = lambda: None
 
     def respond(
         self,
@@ -66,6 +67,7 @@ class FakeExchange:
         assert lines.pop() == ""
         self.fields = dict(line.split(": ", 1) for line in lines)
         assert len(self.fields) == len(lines)
+        self.on_answer()
 
     def json(self) -> Any:
         return orjson.loads(self.reply)

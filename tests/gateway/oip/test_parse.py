@@ -129,16 +129,17 @@ def test_the_small_things_of_a_request():
 @pytest.mark.parametrize(
     ("ragged", "shape", "key"),
     [
-        ("refuse", (-1, 2, -1), (4, 5)),
-        ("pad", (-1, 2, -1), ()),
-        ("concat", (-1, 2, -1), (5,)),
+        ("refuse", (-1, 2, -1), (4, 6)),
+        ("pad", (-1, 2, -1), (6,)),
+        ("pad", (2, -1), ()),
+        ("concat", (-1, 2, -1), (6,)),
         ("concat", (-1,), ()),
         ("refuse", (4, 2), ()),
     ],
 )
 def test_the_key_holds_the_dimensions_that_must_agree(ragged, shape, key):
     codec = Codec(echo_signature(TensorSpec("t", "UINT8", shape), ragged=ragged))
-    sizes = [1, *({0: 4, 1: 2, 2: 5}[axis] for axis in range(len(shape)))]
+    sizes = [1, *(dim if dim > 0 else 4 + axis for axis, dim in enumerate(shape))]
     entry = {"name": "t", "datatype": "UINT8", "shape": sizes, "data": [0] * prod(sizes)}
     assert parse({"inputs": [entry]}, codec=codec).key == key
 
