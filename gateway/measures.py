@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.errors import Cancelled, GatewayError
+from gateway.lane import LaneStats
 from gateway.oip.statistics import ModelStats
 from gateway.request import Answer, TensorRequest
 
@@ -121,6 +122,22 @@ class Measures:
             _family("penstock_batch_rows", "histogram", "Rows that the gateway sent together.",
                     ["model"], [[[model], self.batch_rows.to_json()]]),
         ]  # fmt: skip
+
+
+def lane_families(stats: LaneStats) -> list[Family]:
+    """The same for the worker's lane."""
+    refused = {"refused": stats.refused, "timeout": stats.timeouts, "gone": stats.gone}
+    return [
+        _family("penstock_connections_accepted_total", "counter", "Connections taken in.",
+                [], [[[], stats.accepted]]),
+        _family("penstock_connections_open", "gauge", "Connections that are open.",
+                [], [[[], stats.open]]),
+        _family("penstock_http_requests_total", "counter", "Requests by the lane that served them.",
+                ["lane"], [[["fast"], stats.requests], [["app"], stats.handed_over]]),
+        _family("penstock_http_broken_total", "counter",
+                "Requests refused or broken off by the lane itself.",
+                ["why"], [[[why], count] for why, count in refused.items()]),
+    ]  # fmt: skip
 
 
 def _family(name: str, kind: str, text: str, labels: list[str], values: list[Any]) -> Family:

@@ -1,0 +1,188 @@
+"""One gateway worker: an event loop with its lane, its models and their replicas.
+
+The only wiring of a worker process. It gets a listening socket and a control channel from the
+supervisor, waits for `configure`, and serves until `stop` or until the channel closes. Owns every
+task of the process; loads no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from gateway.config import GatewayConfig, parse
+from gateway.control import ControlChannel, ControlError
+from gateway.errors import NotFound
+from gateway.fleet import Fleet
+from gateway.lane import Lane, Limits
+from gateway.measures import lane_families
+from gateway.oip import OipSurface
+from gateway.replica import NativeReplica
+from gateway.web import make_app
+
+
+@dataclass(slots=True)
+class Serving:
+    """What a configured worker consists of."""
+
+    fleet: Fleet
+    lane: Lane
+    pages: web.AppRunner
+    server: asyncio.Server
+
+    async def close(self) -> None:
+        self.server.close()
+        await self.pages.cleanup()
+        await self.fleet.close()
+
+
+class Worker:
+    """`listening`: the socket to accept on, bound by the supervisor."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._serving: Serving | None = None
+        self._stopped = asyncio.Event()
+        self._control: ControlChannel
+
+    async def run(self, control: socket.socket) -> None:
+        handlers = {
+            "configure": self._configure,
+            "reconfigure": self._reconfigure,
+            "status": self._status,
+            "metrics": self._metrics,
+            "drain": self._drain,
+            "undrain": self._undrain,
+            "weight": self._weight,
+            "stop": self._stop,
+        }
+        self._control = await ControlChannel.open(control, handlers)
+        # A worker without a supervisor has nobody to stop it: it goes too.
+        ends = [
+            asyncio.ensure_future(self._control.closed.wait()),
+            asyncio.ensure_future(self._stopped.wait()),
+        ]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            if self._serving is not None:
+                await self._serving.close()
+            self._control.close()
+
+    # -------------------------------------------------------------------------- control operations
+
+    async def _configure(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        config = _parse(arguments)
+        logging.getLogger().setLevel(config.server.log_level.upper())
+        loop = asyncio.get_running_loop()
+        fleet = Fleet(
+            config,
+            Path(arguments["runtime"]),
+            gateway=f"worker-{os.getpid()}",
+            loop=loop,
+            rng=random.Random(),
+        )
+        app = make_app(ready=fleet.readiness, whole=_Whole(self._control))
+        pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await pages.setup()
+        assert pages.server is not None
+        lane = Lane(OipSurface(fleet).resolve, pages.server, _limits(config))
+        server = await loop.create_server(lane.protocol, sock=self._listening, backlog=4096)
+        self._serving = Serving(fleet, lane, pages, server)
+        return {"pid": os.getpid()}
+
+    async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The supervisor has checked it; listeners and the lane's limits stay until a restart."""
+        self._now().fleet.apply(_parse(arguments))
+        return {}
+
+    async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"pid": os.getpid(), "models": self._now().fleet.status()}
+
+    async def _metrics(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        serving = self._now()
+        return {"families": [*serving.fleet.families(), *lane_families(serving.lane.stats)]}
+
+    async def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._replica(arguments).drain(asyncio.get_running_loop().time())
+        return {}
+
+    async def _undrain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._replica(arguments).undrain(asyncio.get_running_loop().time())
+        return {}
+
+    async def _weight(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        now = asyncio.get_running_loop().time()
+        self._replica(arguments).load.set_weight(float(arguments["weight"]), now)
+        return {}
+
+    async def _stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take no more, let what is there end within the grace, then go."""
+        if self._serving is not None:
+            self._serving.server.close()
+            await self._serving.lane.drain(arguments["grace_s"])
+        self._stopped.set()
+        return {}
+
+    def _now(self) -> Serving:
+        if self._serving is None:
+            raise ControlError("the worker is not configured yet", status=503, code="not_ready")
+        return self._serving
+
+    def _replica(self, arguments: dict[str, Any]) -> NativeReplica:
+        try:
+            return self._now().fleet.replica(arguments["replica"])
+        except NotFound as error:
+            raise ControlError(error.message, status=error.status, code=error.code) from error
+
+
+def _parse(arguments: dict[str, Any]) -> GatewayConfig:
+    return parse(
+        arguments["text"], Path(arguments["path"]), os.environ, arguments.get("overrides", ())
+    )
+
+
+def _limits(config: GatewayConfig) -> Limits:
+    server = config.server
+    return Limits(
+        max_body=server.max_body,
+        max_head=server.max_head,
+        head_timeout_s=server.head_timeout_s,
+        body_timeout_s=server.body_timeout_s,
+        idle_timeout_s=server.idle_timeout_s,
+    )
+
+
+class _Whole:
+    """The whole gateway, as the supervisor tells it."""
+
+    def __init__(self, control: ControlChannel) -> None:
+        self._control = control
+
+    async def status(self) -> dict[str, Any]:
+        return await self._control.call("status")
+
+    async def metrics(self) -> str:
+        return str((await self._control.call("metrics"))["text"])
+
+
+def main(listen_fd: int, control_fd: int) -> int:
+    """The process's entry; the supervisor passes both descriptors."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    async def run() -> None:
+        await Worker(socket.socket(fileno=listen_fd)).run(socket.socket(fileno=control_fd))
+
+    uvloop.run(run())
+    return 0
