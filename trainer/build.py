@@ -1,0 +1,158 @@
+"""Builds one training: every object of a rank, wired through constructors.
+
+Owns no behaviour. `prepare` is everything that can fail before a rank is contacted or a file is
+written; `build_loop` is collective.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from backends.checkpoint import Run
+from trainer.committer import Committer, Record
+from trainer.config import Loaded
+from trainer.data import Datasets, HeldOutBatches, TrainBatches, open_data
+from trainer.elastic import Stop, World
+from trainer.evaluate import Evaluator
+from trainer.loop import Loop, Parts
+from trainer.mesh import Mesh, MeshPlan, open_mesh
+from trainer.metrics import Reporter
+from trainer.model import Definition, define
+from trainer.optim import Optimizer
+from trainer.parallel import parallelise
+from trainer.probe import Prober, probe_inputs
+from trainer.pulse import Pulse, Reading
+from trainer.resume import Start
+from trainer.state import Lineage, Snapshot, TrainState
+from trainer.weights import WeightFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is known before any rank is contacted."""
+
+    loaded: Loaded
+    mesh: MeshPlan
+    definition: Definition
+    data: Datasets
+
+    @property
+    def run(self) -> Run:
+        return Run(self.loaded.config.folder)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """As the manifest names it."""
+        config = self.loaded.config.model
+        return {"class": config.class_, "config": dict(config.config)}
+
+    @property
+    def lineage(self) -> Lineage:
+        config = self.loaded.config
+        return Lineage(config.seed, config.data.class_, len(self.data.train))
+
+
+def prepare(loaded: Loaded, ranks: int) -> Session:
+    """Raises ConfigError or BadPlugin."""
+    config, root = loaded.config, loaded.root
+    try:
+        mesh = MeshPlan.of(config.parallel, ranks)
+    except ValueError as error:
+        raise loaded.error("parallel", str(error)) from error
+    definition = define(config.model, root, config.seed)
+    return Session(loaded, mesh, definition, open_data(config.data, root))
+
+
+def build_loop(
+    session: Session, world: World, start: Start, stop: Stop, reporter: Reporter
+) -> Loop:
+    """Everything that trains, with the state of `start`. Collective."""
+    config, data = session.loaded.config, session.data
+    mesh = open_mesh(session.mesh, world.device, world.rank)
+    parallel = parallelise(session.definition, mesh)
+    optimizer = Optimizer(dict(parallel.model.named_parameters()), config.optimizer)
+    state = TrainState(parallel.model, optimizer)
+    if start.hash is not None:
+        state.load(session.run.folder(start.step), world.background)
+    rank, ranks = mesh.data_rank, mesh.plan.data_ranks
+    held_out = HeldOutBatches(data.held_out, config.evaluate.batch_size, rank, ranks)
+    parts = Parts(
+        parallel=parallel,
+        optimizer=optimizer,
+        batches=TrainBatches(data.train, config.data, config.seed, rank, ranks),
+        evaluator=Evaluator(parallel.objective, held_out, world.ranks, world.device),
+        committer=_committer(session, world, mesh, state, start, reporter),
+        pulse=Pulse(world.ranks, session.mesh.dp_replicate, world.device),
+        stop=stop,
+        reporter=reporter,
+        align=state.align_buffers if world.ranks > 1 else lambda: None,
+        check=_gate_check(session.loaded),
+    )
+    return Loop(config, parts, world.device, rank, ranks)
+
+
+def _committer(
+    session: Session,
+    world: World,
+    mesh: Mesh,
+    state: TrainState,
+    start: Start,
+    reporter: Reporter,
+) -> Committer:
+    config, known = session.loaded.config.checkpoint, state.weights()
+    forms = {name: (tuple(t.shape), t.dtype) for name, t in known.stored.items()}
+    record = Record(
+        model=session.model,
+        expected=forms | {alias: forms[name] for alias, name in known.ties.items()},
+        ties=known.ties,
+        lineage=session.lineage,
+    )
+    snapshot = Snapshot(state, mesh.host)
+    files = WeightFiles(
+        snapshot.weights(),
+        world.rank,
+        world.ranks,
+        world.background,
+        config.shard_size,
+        # A buffer may hold the infinities of a mask.
+        finite=[name for name, t in known.stored.items() if isinstance(t, nn.Parameter)],
+    )
+    return Committer(
+        session.run,
+        world,
+        config,
+        record,
+        snapshot,
+        files,
+        _prober(session, reporter) if world.leads and config.probe else None,
+        # Never used before in this run, also not by a process that died.
+        attempt=world.leader(lambda: f"{world.place.restarts}_{uuid.uuid4().hex[:8]}"),
+        parent=start.hash,
+    )
+
+
+def _prober(session: Session, reporter: Reporter) -> Prober | None:
+    model = session.definition.in_memory()
+    rows = session.loaded.config.checkpoint.probe
+    inputs = probe_inputs(model, session.data.held_out, rows)
+    if isinstance(inputs, str):
+        reporter.event("no_probe", f"! manifests have no probe: {inputs}", reason=inputs)
+        return None
+    return Prober(model, inputs)
+
+
+def _gate_check(loaded: Loaded) -> Callable[[Reading], None]:
+    """Refuses a gate on metrics that the model does not report, at the first step, not the last."""
+
+    def check(reading: Reading) -> None:
+        measured = ["loss", *reading.metrics]
+        for name in loaded.config.publish.require.unknown(measured):
+            fix = f"the model reports no {name!r}; it reports {', '.join(measured)}"
+            raise loaded.error("publish.require", fix)
+
+    return check

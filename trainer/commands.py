@@ -1,0 +1,175 @@
+"""`python -m trainer ls|verify|publish|rollback|prune RUN`: looking after a run's checkpoints.
+
+Owns what these print and their exit status: 0 done, 1 refused or broken, 2 wrong usage. What they
+do is the checkpoint package's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.errors import TrainerError
+from trainer.gate import Gate
+
+VERBS = {
+    "ls": "the committed checkpoints, and what points at them",
+    "verify": "read every byte of every checkpoint (or of those named) and compare",
+    "publish": "point a channel at a checkpoint that the gate lets pass",
+    "rollback": "point a channel at the version before, under a new generation",
+    "prune": "delete checkpoints that nothing needs, but for the newest ones",
+}
+EXAMPLES = {
+    "ls": "python -m trainer ls runs/digits",
+    "verify": "python -m trainer verify runs/digits 200 300",
+    "publish": 'python -m trainer publish runs/digits --step 300 --require "accuracy >= 0.97"',
+    "rollback": "python -m trainer rollback runs/digits --channel stable",
+    "prune": "python -m trainer prune runs/digits --keep 3 --keep-every 1000 --dry-run",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`argv` starts with one of the VERBS."""
+    arguments = _parser(argv[0]).parse_args(argv[1:])
+    from backends.checkpoint import CheckpointError, Run
+
+    folder = Path(arguments.run)
+    if not folder.is_dir():
+        print(f"{folder}: there is no such folder; expected a run's, such as runs/digits")
+        return 2
+    act: dict[str, Callable[..., int]] = {
+        "ls": _ls,
+        "verify": _verify,
+        "publish": _publish,
+        "rollback": _rollback,
+        "prune": _prune,
+    }
+    try:
+        return act[argv[0]](Run(folder), arguments)
+    except (CheckpointError, TrainerError) as error:
+        print(f"{folder}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m trainer {verb}",
+        description=VERBS[verb],
+        epilog=f"example: {EXAMPLES[verb]}",
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder, such as runs/digits")
+    if verb == "verify":
+        parser.add_argument("steps", metavar="STEP", type=int, nargs="*", help="default: all")
+    if verb in ("publish", "rollback"):
+        parser.add_argument("--channel", default="stable", help="default: stable")
+    if verb == "publish":
+        parser.add_argument("--step", type=int, help="default: the newest that is whole")
+        parser.add_argument(
+            "--require", type=Gate.parse, default=Gate(), help='such as "accuracy >= 0.97"'
+        )
+    if verb == "prune":
+        parser.add_argument("--keep", type=_positive, required=True, help="newest that stay")
+        parser.add_argument("--keep-every", type=_positive, help="multiples of it stay too")
+        parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _ls(run, arguments) -> int:  # type: ignore[no-untyped-def]
+    from backends.checkpoint import (
+        CheckpointError,
+        channel_names,
+        is_quarantined,
+        read_channel,
+        verify,
+    )
+    from trainer.metrics import show
+
+    channels = {name: read_channel(run, name) for name in channel_names(run)}
+    rows = []
+    for step in run.steps():
+        try:
+            manifest = verify(run, step, every_byte=False)
+        except CheckpointError as error:
+            rows.append((str(step), "BROKEN", "", "", str(error)))
+            continue
+        marks = [
+            f"{name} (generation {record.generation})"
+            for name, record in channels.items()
+            if record is not None and record.hash == manifest.hash
+        ]
+        if is_quarantined(run, manifest.hash):
+            marks.append("in quarantine")
+        size = f"{manifest.total / 2**20:.1f} MiB"
+        evaluation, seen = show(manifest.evaluation), f"{manifest.position:,}"
+        rows.append((manifest.version, seen, size, evaluation, ", ".join(marks)))
+    if not rows:
+        print(f"{run.root}: nothing is committed yet")
+        return 0
+    heads = ("VERSION", "SAMPLES", "SIZE", "HELD OUT", "CHANNEL")
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    for row in (heads, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def _verify(run, arguments) -> int:  # type: ignore[no-untyped-def]
+    from backends.checkpoint import CheckpointError, verify
+
+    steps, broken = arguments.steps or run.steps(), 0
+    for step in steps:
+        try:
+            manifest = verify(run, step)
+        except CheckpointError as error:
+            broken += 1
+            print(f"step {step}  BROKEN  {error}")
+            continue
+        files, size = len(manifest.files), manifest.total / 2**20
+        print(f"step {step}  whole  {manifest.version}  {files} files, {size:.1f} MiB")
+    if not steps:
+        print(f"{run.root}: nothing is committed yet")
+    return 1 if broken else 0
+
+
+def _publish(run, arguments) -> int:  # type: ignore[no-untyped-def]
+    from trainer.publish import publish_step
+
+    step = arguments.step
+    if step is None:
+        latest = run.latest()
+        if latest is None:
+            print(f"{run.root}: no whole checkpoint to publish", file=sys.stderr)
+            return 1
+        step = latest.step
+    record, changed = publish_step(run, step, arguments.channel, arguments.require)
+    verb = "is now" if changed else "was already"
+    print(f"{record.name} {verb} {record.version} (generation {record.generation})")
+    return 0
+
+
+def _rollback(run, arguments) -> int:  # type: ignore[no-untyped-def]
+    from backends.checkpoint import rollback
+
+    record = rollback(run, arguments.channel)
+    print(f"{record.name} is back at {record.version} (generation {record.generation})")
+    return 0
+
+
+def _prune(run, arguments) -> int:  # type: ignore[no-untyped-def]
+    from backends.checkpoint import prunable, prune
+
+    if arguments.dry_run:
+        steps, verb = prunable(run, arguments.keep, arguments.keep_every), "would delete"
+    else:
+        steps, verb = prune(run, arguments.keep, arguments.keep_every), "deleted"
+    print(f"{verb} {', '.join(f'step {step}' for step in steps) or 'nothing'}")
+    return 0

@@ -1,0 +1,236 @@
+"""Commits: from a moment of the training to a step on disk, on all ranks or on none.
+
+Owns the staging copy, the thread that writes while training goes on (mode "async"), and the order
+of writing: state, model files, probe, manifest, retention. One commit is under way at a time.
+Invariant: every rank sees the same outcome; a rank that fails to write still takes part in all
+collectives, so the others learn of it and none of them waits for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from backends.checkpoint import (
+    CheckpointError,
+    CommitAborted,
+    Failed,
+    Manifest,
+    Part,
+    Probe,
+    Run,
+    Staging,
+    commit,
+    prune,
+)
+from trainer.config import CheckpointConfig
+from trainer.elastic import World
+from trainer.probe import Prober
+from trainer.state import Lineage, Snapshot, adopt, save, write_lineage
+from trainer.weights import WeightFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is committed: a step, the samples consumed until then, and what it was found to be."""
+
+    step: int
+    position: int
+    evaluation: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a commit ended. `version` and `hash` are None where it was aborted, `reason` says why."""
+
+    step: int
+    version: str | None = None
+    hash: str | None = None
+    reason: str = ""
+    pruned: tuple[int, ...] = ()
+    stalled_s: float = 0.0  # training stood still for so long
+    seconds: float = 0.0  # from the copy to the rename
+
+    @property
+    def good(self) -> bool:
+        return self.version is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the manifest says of the model, the same for all of a run's commits."""
+
+    model: Mapping[str, Any]
+    expected: Mapping[str, tuple[tuple[int, ...], Any]]
+    ties: Mapping[str, str]
+    lineage: Lineage
+
+
+class Committer:
+    """Made by all ranks together. `attempt` must never have been used in this run."""
+
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        config: CheckpointConfig,
+        record: Record,
+        snapshot: Snapshot,
+        files: WeightFiles,
+        prober: Prober | None,
+        *,
+        attempt: str,
+        parent: str | None,
+    ) -> None:
+        self._run, self._world, self._config, self._record = run, world, config, record
+        self._snapshot, self._files, self._prober = snapshot, files, prober
+        self._attempt, self._parent = attempt, parent
+        self._thread: threading.Thread | None = None
+        self._outcomes: list[Outcome] = []
+
+    def begin(self, moment: Moment) -> None:
+        """Copies the live tensors and commits them: in the background, or at once in mode "sync".
+
+        Waits for the commit before it, if that is still being written. Call it on every rank.
+        """
+        started = time.monotonic()
+        self.join()
+        self._snapshot.take()
+        stalled = time.monotonic() - started
+        if self._config.mode == "sync":
+            self._write(moment, started, None)
+            return
+        self._thread = threading.Thread(
+            target=self._write, args=(moment, started, stalled), name="commit", daemon=True
+        )
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def outcomes(self) -> list[Outcome]:
+        """Those not asked for before."""
+        ended, self._outcomes = self._outcomes, []
+        return ended
+
+    def _write(self, moment: Moment, started: float, stalled: float | None) -> None:
+        try:
+            outcome = self._commit(moment)
+        except Exception as error:
+            # Between the ranks, not on the disk: a peer is gone, and training will notice too.
+            outcome = Outcome(moment.step, reason=f"{type(error).__name__}: {error}")
+        seconds = time.monotonic() - started
+        self._outcomes.append(
+            Outcome(
+                outcome.step,
+                outcome.version,
+                outcome.hash,
+                outcome.reason,
+                outcome.pruned,
+                seconds if stalled is None else stalled,
+                seconds,
+            )
+        )
+
+    def _commit(self, moment: Moment) -> Outcome:
+        staging = Staging(self._run, moment.step, self._attempt, self._world.rank)
+        try:
+            refused = self._tell(self._create(staging))
+            if refused is not None:
+                return Outcome(moment.step, reason=refused.reason)
+            parts = self._stage(staging)
+            everyones = self._collect(parts)
+            outcome = self._conclude(staging, moment, everyones) if self._world.leads else None
+            told: Outcome = self._tell(outcome)
+            self._parent = told.hash or self._parent
+            return told
+        except BaseException:
+            if self._world.leads:
+                staging.discard()
+            raise
+
+    def _create(self, staging: Staging) -> Failed | None:
+        if self._world.leads:
+            try:
+                staging.create()
+            except (CheckpointError, OSError) as error:
+                return Failed.of(0, error)
+        return None
+
+    def _stage(self, staging: Staging) -> list[Part | Failed]:
+        """This rank's files, or the first reason why there are none."""
+        parts: list[Part | Failed] = []
+        group = self._world.background
+        try:
+            save(self._snapshot, staging, group)
+            parts.append(adopt(staging))
+            if self._world.leads:
+                parts.append(write_lineage(self._record.lineage, staging))
+        except Exception as error:
+            parts.append(_failed(self._world.rank, error))
+        failed = any(isinstance(part, Failed) for part in parts)
+        return parts + self._files.write(staging, failed=failed)
+
+    def _conclude(
+        self, staging: Staging, moment: Moment, parts: list[Part | Failed | BaseException]
+    ) -> Outcome:
+        """Rank 0: the probe, the manifest, the rename, and what may go after it."""
+        probe: Probe | None = None
+        if self._prober is not None and not any(isinstance(part, Failed) for part in parts):
+            try:
+                probe = self._prober(staging.folder / "model")
+            except Exception as error:
+                parts.append(Failed(0, f"the probe failed: {error}"))
+        try:
+            manifest: Manifest = commit(
+                staging,
+                parts,
+                model=self._record.model,
+                expected=self._record.expected,
+                ties=self._record.ties,
+                position=moment.position,
+                evaluation=moment.evaluation,
+                probe=probe,
+                parent=self._parent,
+            )
+        except CommitAborted as error:
+            return Outcome(moment.step, reason=str(error))
+        pruned: list[int] = []
+        with suppress(CheckpointError, OSError):  # what could not go now goes next time
+            pruned = prune(self._run, self._config.keep, self._config.keep_every)
+        return Outcome(moment.step, manifest.version, manifest.hash, pruned=tuple(pruned))
+
+    def _collect(self, parts: list[Part | Failed]) -> list[Part | Failed | BaseException]:
+        """Everybody's parts, on rank 0."""
+        group = self._world.background
+        if group is None:
+            return list(parts)
+        everyones: list[Any] | None = [None] * self._world.ranks if self._world.leads else None
+        dist.gather_object(parts, everyones, dst=0, group=group)
+        return [part for one in everyones or [] for part in one]
+
+    def _tell(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self._world.background is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._world.background)
+        return box[0]
+
+
+def _failed(rank: int, error: Exception) -> Failed:
+    """Who failed and why. DCP raises on every rank what went wrong on some."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        first = min(failures)
+        return Failed(first, f"{type(failures[first][0]).__name__}: {failures[first][0]}")
+    return Failed.of(rank, error)

@@ -1,0 +1,239 @@
+"""What a training run is: the keys of its TOML file, checked once and frozen.
+
+Owns every key, its default and its meaning. The file comes first, then the environment
+(`PENSTOCK_TRAINER_OPTIMIZER_LR=1e-3`), then arguments (`optimizer.lr=1e-3`); the later wins. Never
+loads torch. Invariant: a `TrainConfig` that exists is consistent in itself.
+"""
+
+# ruff: noqa: RUF009 - `key` and `section` make dataclass fields
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config_source import (
+    BOOLEAN,
+    PAIR,
+    SIZE,
+    TABLE,
+    Source,
+    choice,
+    key,
+    named,
+    number,
+    parsed,
+    section,
+    text,
+    whole,
+)
+from trainer.errors import ConfigError, Problem
+from trainer.gate import Gate
+
+PREFIX = "PENSTOCK_TRAINER_"
+CLASS = text('a class as "module:Class"', r"[\w.]+:\w+")
+CHANNEL = text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    class_: str = key(CLASS, "the model; found beside the file, or installed", name="class")
+    config: Mapping[str, Any] = key(TABLE, "arguments of the class", default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    class_: str = key(CLASS, "the data; found beside the file, or installed", name="class")
+    config: Mapping[str, Any] = key(TABLE, "arguments of the class", default_factory=dict)
+    batch_size: int = key(whole(1), "samples in a step, over all ranks")
+    micro_batch: int | None = key(
+        whole(1), "samples that a rank takes at a time; more are accumulated", default=None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    name: str = key(choice("adamw", "sgd"), "the optimizer", default="adamw")
+    lr: float = key(number(0, 1e3, above=True), "the learning rate after warm-up")
+    weight_decay: float = key(
+        number(0, 10), "decay of parameters with two or more dimensions", default=0.0
+    )
+    betas: tuple[float, float] = key(PAIR, "AdamW's averages", default=(0.9, 0.95))
+    eps: float = key(number(0, 1, above=True), "AdamW's floor of the divisor", default=1e-8)
+    momentum: float = key(number(0, 1), "SGD's momentum", default=0.9)
+    clip: float | None = key(
+        number(0, 1e9, above=True), "the largest norm of the gradient", default=None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    name: str = key(
+        choice("constant", "cosine", "linear", "wsd"), "how the rate falls", default="constant"
+    )
+    warmup: int = key(whole(0), "steps over which the rate rises", default=0)
+    decay: int | None = key(
+        whole(1), "wsd: the last steps, over which the rate falls; a fifth of all", default=None
+    )
+    final: float = key(number(0, 1), "the rate's share that is left at the end", default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    dp_replicate: int = key(
+        whole(-1), "groups of ranks that hold a copy of the model each; -1: the rest", default=1
+    )
+    dp_shard: int = key(
+        whole(-1), "ranks that share one copy (FSDP2); -1: the rest of the ranks", default=-1
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    every: int | None = key(whole(1), "steps between commits; the last is always one", default=None)
+    keep: int = key(whole(1), "newest checkpoints that stay", default=3)
+    keep_every: int | None = key(whole(1), "checkpoints at its multiples stay too", default=None)
+    mode: str = key(
+        choice("async", "sync"), "async: training goes on while files are written", default="async"
+    )
+    on_failure: str = key(
+        choice("continue", "stop"), "what a commit that failed means to the run", default="continue"
+    )
+    shard_size: int = key(SIZE, "a model file is split beyond it", default=2**30)
+    probe: int = key(whole(0, 64), "held-out inputs in the manifest with their answers", default=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    every: int | None = key(
+        whole(1), "steps between evaluations; each checkpoint has one anyway", default=None
+    )
+    batch_size: int = key(whole(1), "held-out samples that a rank takes at a time", default=256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishConfig:
+    channel: str | None = key(
+        CHANNEL, "where the run's last version is published; left out, nowhere", default=None
+    )
+    require: Gate = key(
+        parsed('conditions such as "accuracy >= 0.97 and loss < 0.2"', Gate.parse),
+        "what the evaluation must say; worse is committed, but not published",
+        default=Gate(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The whole file. `path` is where it was read; classes are looked for in its folder."""
+
+    run: str = key(text("the path of a folder"), "the run's folder, from the working directory")
+    seed: int = key(whole(0, 2**63 - 1), "of the weights, the order and all else", default=0)
+    steps: int = key(whole(1), "the step at which the run ends")
+    device: str = key(
+        choice("auto", "cpu", "cuda"), "auto takes a GPU where there is one", default="auto"
+    )
+    deterministic: bool = key(
+        BOOLEAN, "only operations whose result is the same every time", default=True
+    )
+    log_every: int = key(whole(1), "steps between lines in metrics.jsonl", default=10)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    publish: PublishConfig = section(PublishConfig)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run).expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration and the file that it came from."""
+
+    config: TrainConfig
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        """Where the classes that it names are looked for first."""
+        return self.path.resolve().parent
+
+    def error(self, name: str, fix: str) -> ConfigError:
+        """For what shows only later: the number of ranks, say."""
+        return ConfigError([Problem(str(self.path), None, name, fix)])
+
+
+def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> Loaded:
+    """Raises ConfigError."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError([Problem(str(path), None, "", wrong)]) from error
+    return Loaded(parse(content, path, environ, overrides), path)
+
+
+def parse(
+    content: str, path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()
+) -> TrainConfig:
+    """Raises ConfigError."""
+    source = Source(content, path)
+    source.environment(TrainConfig, environ, PREFIX)
+    source.arguments(overrides)
+    config: TrainConfig = source.build(TrainConfig)
+    for name, fix in _contradictions(config, source.tree):
+        source.problem(tuple(name.split(".")), fix)
+    source.refuse()
+    return config
+
+
+def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What no single key shows, and keys that would have no effect."""
+    written = tree.get("optimizer", {})
+    for name, owner in (("betas", "adamw"), ("eps", "adamw"), ("momentum", "sgd")):
+        if name in written and config.optimizer.name != owner:
+            yield f"optimizer.{name}", f'has a meaning only with optimizer.name = "{owner}"'
+    schedule = config.schedule
+    if schedule.decay is not None and schedule.name != "wsd":
+        yield "schedule.decay", 'has a meaning only with schedule.name = "wsd"'
+    if schedule.name == "constant" and "final" in tree.get("schedule", {}):
+        yield "schedule.final", 'a constant rate does not fall; choose another "name"'
+    sizes = (config.parallel.dp_replicate, config.parallel.dp_shard)
+    if sizes.count(-1) > 1 or 0 in sizes:
+        yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
+    if config.publish.require and config.publish.channel is None:
+        yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
+
+
+def describe() -> str:
+    """Every key with its meaning and default, for `--help`."""
+    lines: list[str] = []
+    for name, item in named(TrainConfig).items():
+        below = item.metadata.get("section")
+        if below is None:
+            lines.append(_describe(name, item))
+        else:
+            lines += [f"  [{name}]"] + [_describe(k, i) for k, i in named(below).items()]
+    return "\n".join(lines)
+
+
+def _describe(name: str, item: Any) -> str:
+    needed = item.default is MISSING and item.default_factory is MISSING
+    left_out = item.default in (MISSING, None, Gate())
+    note = " (needed)" if needed else "" if left_out else f" (default {_written(item.default)})"
+    return f"    {name:<14}{item.metadata['doc']}{note}"
+
+
+def _written(value: Any) -> str:
+    """As the file would write it."""
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else str(value).replace("(", "[").replace(")", "]")
+    )

@@ -1,0 +1,164 @@
+"""Batches: which samples a rank takes at a position, and in what pieces.
+
+Owns the split of the fixed global batch over ranks and micro-batches, and the contract with the
+data's class. The state of all this is one integer, the position. Invariant: the pieces of all ranks
+together are the global batch, whatever the number of ranks, and their weights sum to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.model import import_class
+from trainer.config import DataConfig
+from trainer.errors import BadPlugin
+from trainer.order import Indices, SampleOrder, share
+
+Batch = dict[str, Tensor]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by index. A mapping of tensors, the samples first, is one too (`Tensors`)."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples at `indices` (int64, one dimension), stacked in their order."""
+        ...
+
+
+class TrainingData(Protocol):
+    """What a class in `data.class` gives; constructed as `Class(**config)` on every rank."""
+
+    def train(self) -> Mapping[str, Tensor] | Source: ...
+
+    def held_out(self) -> Mapping[str, Tensor] | Source: ...
+
+
+class Tensors:
+    """A data set that is in memory: one tensor a name, all of the same length."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if not lengths or len(set(lengths.values())) != 1:
+            raise BadPlugin(f"tensors of one data set must be equally long; found {lengths}")
+        self._tensors = dict(tensors)
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, indices: Tensor) -> Batch:
+        return {name: tensor.index_select(0, indices) for name, tensor in self._tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    train: Source
+    held_out: Source
+
+
+def open_data(config: DataConfig, root: Path) -> Datasets:
+    """Raises BadPlugin, saying what the class lacks."""
+    try:
+        data: TrainingData = import_class(config.class_, root=root)(**config.config)
+    except ValueError as error:
+        raise BadPlugin(f"data.class: {error}") from error
+    except TypeError as error:
+        raise BadPlugin(f"data.class: {config.class_}(**data.config) failed: {error}") from error
+    found: list[Source] = []
+    for name in ("train", "held_out"):
+        method = getattr(data, name, None)
+        if not callable(method):
+            raise BadPlugin(f"data.class: {config.class_} has no method {name}()")
+        value = method()
+        source = Tensors(value) if isinstance(value, Mapping) else value
+        if not isinstance(source, Source):
+            raise BadPlugin(
+                f"data.class: {config.class_}.{name}() must return a mapping of tensors, or an "
+                f"object with __len__ and take(indices); it returned {type(value).__name__}"
+            )
+        if len(source) < 1:
+            raise BadPlugin(f"data.class: {config.class_}.{name}() is empty")
+        found.append(source)
+    return Datasets(*found)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A micro-batch of this rank; `weight` is its share of the global batch's mean."""
+
+    batch: Batch
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How `total` samples are divided: over `ranks`, then over `passes` a rank."""
+
+    total: int
+    ranks: int
+    passes: int
+
+    @classmethod
+    def of(cls, total: int, ranks: int, micro_batch: int | None) -> Split:
+        largest = -(-total // ranks)
+        return cls(total, ranks, 1 if micro_batch is None else -(-largest // micro_batch))
+
+    def parts(self, rank: int) -> list[tuple[int, int]]:
+        """[start, end) of each pass of `rank`. All ranks have equally many passes, as their
+        collectives must match; where samples run short, a part is empty."""
+        start, end = share(self.total, self.ranks, rank)
+        cut = (share(end - start, self.passes, index) for index in range(self.passes))
+        return [(start + first, start + last) for first, last in cut]
+
+
+def pieces(
+    source: Source, indices: Indices, split: Split, rank: int, device: torch.device
+) -> Iterator[Piece]:
+    """This rank's pieces of the samples at `indices`, in order."""
+    chosen = torch.from_numpy(indices)
+    for start, end in split.parts(rank):
+        # A rank without samples still takes part in the collectives: one sample, of no weight.
+        taken = chosen[start:end] if end > start else chosen[:1]
+        batch = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in source.take(taken).items()
+        }
+        yield Piece(batch, (end - start) / split.total)
+
+
+class TrainBatches:
+    """The training samples, by position."""
+
+    def __init__(
+        self, source: Source, config: DataConfig, seed: int, rank: int, ranks: int
+    ) -> None:
+        self.order = SampleOrder(len(source), seed)
+        self.split = Split.of(config.batch_size, ranks, config.micro_batch)
+        self._source, self._rank = source, rank
+
+    def at(self, position: int, device: torch.device) -> Iterator[Piece]:
+        """This rank's pieces of the global batch that starts at `position`."""
+        indices = self.order.slice(position, self.split.total)
+        return pieces(self._source, indices, self.split, self._rank, device)
+
+
+class HeldOutBatches:
+    """The held-out samples, all of them in their own order, `batch_size` a rank and pass."""
+
+    def __init__(self, source: Source, batch_size: int, rank: int, ranks: int) -> None:
+        self.split = Split.of(len(source), ranks, batch_size)
+        self._source, self._rank = source, rank
+
+    def all(self, device: torch.device) -> Iterator[Piece]:
+        indices = np.arange(self.split.total, dtype=np.int64)
+        return pieces(self._source, indices, self.split, self._rank, device)

@@ -1,0 +1,194 @@
+"""The loop: step after step, and when to evaluate, commit and stop.
+
+Owns the order of a step (forward, backward, pulse, clip, update) and the decisions that all ranks
+take from the same readings. It builds nothing and writes nothing. Invariant: what it commits at
+step n depends on the configuration, the seed and n alone, not on how often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from trainer.committer import Committer, Moment, Outcome
+from trainer.config import TrainConfig
+from trainer.data import TrainBatches
+from trainer.elastic import Stop
+from trainer.errors import CommitFailed, Diverged
+from trainer.evaluate import Evaluator
+from trainer.metrics import Reporter, show
+from trainer.optim import Optimizer
+from trainer.parallel import Parallel
+from trainer.pulse import Pulse, Reading, Totals
+from trainer.resume import Start
+from trainer.schedule import factor
+from trainer.seeds import derive
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the loop drives; `check` sees the first reading, `align` evens out buffers."""
+
+    parallel: Parallel
+    optimizer: Optimizer
+    batches: TrainBatches
+    evaluator: Evaluator
+    committer: Committer
+    pulse: Pulse
+    stop: Stop
+    reporter: Reporter
+    align: Callable[[], None]
+    check: Callable[[Reading], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Where the loop ended. `version` is the last one committed, `stopped` whether it was early."""
+
+    step: int
+    position: int
+    version: str | None
+    evaluation: Mapping[str, float]
+    stopped: bool
+    seconds: float
+
+
+class Loop:
+    """`rank` and `ranks` are those that take different samples."""
+
+    def __init__(
+        self, config: TrainConfig, parts: Parts, device: torch.device, rank: int, ranks: int
+    ) -> None:
+        self._config, self._device = config, device
+        self._rank, self._ranks = rank, ranks
+        self._parts = parts
+        self._start = Start()
+        self._version: str | None = None
+        self._last: Outcome | None = None
+        self._failed = False
+
+    def run(self, start: Start) -> Ending:
+        """Trains from `start` to the last step. Raises Diverged or CommitFailed."""
+        began, steps = time.monotonic(), self._config.steps
+        self._start, self._version = start, start.version
+        step, evaluation, stopped = start.step, dict[str, float](), False
+        self._parts.parallel.objective.train()
+        while step < steps and not stopped:
+            step += 1
+            self._step(step)
+            commits, evaluates = self._due(step)
+            readings = list(self._parts.pulse.readings(all=commits or evaluates))
+            self._observe(readings)
+            stopped = step < steps and any(reading.stop for reading in readings)
+            if commits or evaluates or stopped:
+                self._observe(self._parts.pulse.readings(all=True))
+                evaluation = self._evaluate(step)
+            if commits or stopped:
+                moment = Moment(step, self._position(step), evaluation)
+                self._parts.committer.begin(moment)
+            self._hear()
+        self._parts.reporter.flush(position=self._position(step), lr=self._rate(step))
+        self._parts.committer.join()
+        self._hear()
+        if self._last is not None and not self._last.good:
+            raise CommitFailed(
+                f"step {self._last.step}, the last one, was not committed: {self._last.reason}. "
+                f"{self._good_version()}; the same command goes on from there"
+            )
+        seconds = time.monotonic() - began
+        return Ending(step, self._position(step), self._version, evaluation, stopped, seconds)
+
+    def _position(self, step: int) -> int:
+        """Samples consumed when `step` is done."""
+        return self._start.position + (step - self._start.step) * self._config.data.batch_size
+
+    def _rate(self, step: int) -> float:
+        schedule = factor(self._config.schedule, step, self._config.steps)
+        return self._config.optimizer.lr * schedule
+
+    def _step(self, step: int) -> None:
+        parts, totals = self._parts, Totals()
+        batches = parts.batches.at(self._position(step - 1), self._device)
+        pieces = parts.batches.split.passes
+        for index, piece in enumerate(batches):
+            # Dropout and the like draw what this step draws, whatever was drawn before.
+            torch.manual_seed(derive(self._config.seed, "step", step, index, self._rank))
+            parts.parallel.sync.before_backward(last=index == pieces - 1)
+            loss, metrics = parts.parallel.objective(piece.batch)
+            totals.add(loss, metrics, piece.weight)
+            # The synchronisation takes the mean over ranks of what is here a weighted part.
+            scale = piece.weight * self._ranks
+            (loss if scale == 1 else loss * scale).backward()
+        parts.parallel.sync.after_backward()
+        squares = parts.optimizer.take_gradients()
+        norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed)
+        self._clip(norm)
+        parts.optimizer.step(step, self._rate(step))
+
+    def _clip(self, norm: torch.Tensor) -> None:
+        limit = self._config.optimizer.clip
+        # Without waiting for a device: there, one more multiplication is cheaper than a look.
+        if limit is not None and (norm.device.type != "cpu" or float(norm) > limit):
+            self._parts.optimizer.scale_gradients((limit / (norm + 1e-6)).clamp(max=1.0))
+
+    def _due(self, step: int) -> tuple[bool, bool]:
+        """Whether to commit, whether to evaluate."""
+        every, evaluate = self._config.checkpoint.every, self._config.evaluate.every
+        commits = step == self._config.steps or (every is not None and step % every == 0)
+        return commits, evaluate is not None and step % evaluate == 0
+
+    def _observe(self, readings: Iterable[Reading]) -> None:
+        for reading in readings:
+            if not reading.finite:
+                self._parts.committer.join()
+                self._hear()
+                raise Diverged(
+                    f"step {reading.step}: the loss is {reading.loss:g}, the gradient's norm "
+                    f"{reading.norm:g}; nothing of it was committed. {self._good_version()}. A "
+                    "lower optimizer.lr, a longer schedule.warmup or optimizer.clip=1.0 may help"
+                )
+            if reading.failed:
+                self._parts.committer.join()
+                self._hear()
+                reason = self._last.reason if self._last is not None else ""
+                raise CommitFailed(
+                    f'a commit failed, and checkpoint.on_failure is "stop": {reason}. '
+                    f"{self._good_version()}; the same command goes on from there"
+                )
+            self._parts.check(reading)
+            position, rate = self._position(reading.step), self._rate(reading.step)
+            self._parts.reporter.step(reading, position=position, lr=rate)
+
+    def _good_version(self) -> str:
+        return f"The last good version is {self._version}" if self._version else "None is committed"
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        self._parts.align()
+        evaluation = self._parts.evaluator.run()
+        text = f"step {step}  held out: {show(evaluation)}"
+        self._parts.reporter.event("evaluation", text, step=step, **evaluation)
+        return evaluation
+
+    def _hear(self) -> None:
+        """Takes note of the commits that ended."""
+        report = self._parts.reporter.event
+        for outcome in self._parts.committer.outcomes():
+            self._last, step = outcome, outcome.step
+            if outcome.good:
+                self._version = outcome.version
+                report(
+                    "commit",
+                    f"step {step}  committed {outcome.version}",
+                    step=step,
+                    version=outcome.version,
+                    stalled_s=round(outcome.stalled_s, 6),
+                    seconds=round(outcome.seconds, 6),
+                    pruned=outcome.pruned,
+                )
+            else:
+                text = f"step {step}  NOT committed: {outcome.reason}"
+                report("commit_failed", text, step=step, reason=outcome.reason)
+                self._failed |= self._config.checkpoint.on_failure == "stop"

@@ -1,0 +1,165 @@
+"""The life of one rank: prepare, join the others, lock the run, train, publish, say how it ended.
+
+Owns the order of start and end; construction is in `build`, every decision elsewhere. Invariant:
+nothing is written into the run's folder before rank 0 holds its lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+
+from backends.checkpoint import CheckpointError
+from trainer.build import Session, build_loop, prepare
+from trainer.config import Loaded
+from trainer.elastic import Place, Stop, World, choose_device, join
+from trainer.errors import GateRefused, TrainerError
+from trainer.lock import RunLock
+from trainer.loop import Ending
+from trainer.metrics import Journal, Live, Plain, Reporter, View, show
+from trainer.plan import plan, world_ranks
+from trainer.publish import publish_step
+from trainer.resume import Start, choose
+from trainer.state import check_lineage
+
+
+def dry_run(loaded: Loaded, place: Place, asked: int | None) -> None:
+    """Prints the plan for `asked` ranks (None: those started). Raises what `prepare` raises."""
+    session = prepare(loaded, world_ranks(loaded.config, place.ranks, asked))
+    steps = session.run.steps()
+    start = f"goes on from step {steps[-1]}" if steps else "starts from the beginning"
+    found = plan(loaded.config, session.definition, session.data, session.mesh)
+    for name, text in found.lines(loaded.config, start):
+        print(f"{name:<12} {text}")
+
+
+def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
+    """Returns the process's exit status. Raises TrainerError or CheckpointError."""
+    place = Place.of(environ)
+    session = prepare(loaded, place.ranks)
+    try:
+        device = choose_device(loaded.config.device, place)
+    except ValueError as error:
+        raise loaded.error("device", str(error)) from error
+    if loaded.config.deterministic:
+        # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
+        torch.set_deterministic_debug_mode("error")
+    stop = Stop()
+    stop.listen()
+    world = join(place, device, environ)
+    locks: list[RunLock] = []
+    try:
+        world.leader(lambda: locks.append(RunLock(loaded.config.folder)))
+        return _train(session, world, stop)
+    finally:
+        for lock in locks:
+            lock.release()
+        stop.close()
+        world.close()
+
+
+def _train(session: Session, world: World, stop: Stop) -> int:
+    run = session.run
+    start = world.leader(lambda: choose(run, session.model))
+    if start.hash is not None:
+        world.leader(lambda: check_lineage(run.folder(start.step), session.lineage))
+    reporter = _reporter(session, world, start)
+    try:
+        _announce(session, world, start, reporter)
+        return _go(session, world, start, stop, reporter)
+    except (TrainerError, CheckpointError) as error:
+        reporter.event("error", code=error.code, message=str(error))
+        raise
+    finally:
+        reporter.close()
+
+
+def _go(session: Session, world: World, start: Start, stop: Stop, reporter: Reporter) -> int:
+    steps = session.loaded.config.steps
+    if start.step >= steps:
+        text = f"nothing to train: the run is at step {start.step}, steps = {steps}"
+        reporter.event("nothing_to_do", text, step=start.step)
+        ending = Ending(start.step, start.position, start.version, {}, False, 0.0)
+    else:
+        ending = build_loop(session, world, start, stop, reporter).run(start)
+    if ending.stopped:
+        text = f"stopped; {ending.version} is committed, and the same command goes on from there"
+        reporter.event("stop", text, step=ending.step, version=ending.version)
+        # As the shell has it: 128 and the signal; only some ranks may have heard it.
+        return 128 + (stop.signal or 15)
+    if world.leads:
+        _conclude(session, start, ending, reporter)
+    return 0
+
+
+def _reporter(session: Session, world: World, start: Start) -> Reporter:
+    config = session.loaded.config
+    journal: Journal | None = None
+    view: View | None = None
+    if world.leads:
+        journal = Journal(config.folder / "metrics.jsonl")
+        terminal = sys.stdout.isatty()
+        view = (Live if terminal else Plain)(sys.stdout, config.steps)
+    return Reporter(journal, view, every=config.log_every, batch_size=config.data.batch_size)
+
+
+def _announce(session: Session, world: World, start: Start, reporter: Reporter) -> None:
+    config = session.loaded.config
+    for note in start.notes:
+        reporter.event("resume_note", f"! {note}", note=note)
+    ranks = f"{world.ranks} ranks ({session.mesh})" if world.ranks > 1 else "1 rank"
+    origin = start.version or "the beginning"
+    reporter.event(
+        "start",
+        f"{config.run}  {config.model.class_} on {ranks}, {world.device.type}; from {origin} to "
+        f"step {config.steps}",
+        step=start.step,
+        position=start.position,
+        version=start.version,
+        steps=config.steps,
+        seed=config.seed,
+        ranks=world.ranks,
+        restarts=world.place.restarts,
+    )
+
+
+def _conclude(session: Session, start: Start, ending: Ending, reporter: Reporter) -> None:
+    """Publishes, and says how the run ended. Raises CheckpointError when publishing fails."""
+    manifest = session.run.manifest(ending.step)
+    channel = _publish(session, ending.step, reporter)
+    lines = [
+        f"held out   {show(manifest.evaluation)}",
+        f"version    {manifest.version}",
+        f"channel    {channel}",
+    ]
+    if ending.seconds:
+        steps, samples = ending.step - start.step, ending.position - start.position
+        rate = samples / ending.seconds
+        lines.append(f"time       {steps} steps in {ending.seconds:.1f} s, {rate:,.0f} samples/s")
+    reporter.event(
+        "end",
+        "\n".join(lines),
+        step=ending.step,
+        version=manifest.version,
+        channel=channel,
+        seconds=round(ending.seconds, 3),
+        evaluation=dict(manifest.evaluation),
+    )
+
+
+def _publish(session: Session, step: int, reporter: Reporter) -> str:
+    """What became of it, for people."""
+    config = session.loaded.config.publish
+    if config.channel is None:
+        return "none (publish.channel names none)"
+    if step != session.loaded.config.steps:
+        return f"{config.channel} stays: step {step} is past steps = {session.loaded.config.steps}"
+    try:
+        record, changed = publish_step(session.run, step, config.channel, config.require)
+    except GateRefused as error:
+        reporter.event("not_published", channel=config.channel, reason=str(error))
+        return f"{config.channel} stays as it was: {error}"
+    reporter.event("published", channel=record.name, generation=record.generation, step=step)
+    return f"{record.name}, generation {record.generation}" + ("" if changed else " (as before)")

@@ -1,0 +1,99 @@
+"""Gradients of replicated models: averaged over ranks, bucket by bucket, while backward goes on.
+
+Owns the buckets, which never change: in reverse order of the parameters, filled up to a size. DDP
+lays its buckets out anew after the first step, and the order in which a ring adds an element hangs
+on where in its bucket it lies: a resumed run would differ in the last bit. Invariant: all ranks
+reduce the same buckets in the same order, whichever gradients were ready first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# As DDP's: large enough for the network, small enough to begin early.
+BUCKET_BYTES = 25 * 2**20
+
+
+class Bucket:
+    """Parameters whose gradients travel together."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = tuple(parameters)
+        self.missing = len(self.parameters)
+        self.flat: Tensor | None = None
+        self.work: dist.Work | None = None
+
+    def launch(self, group: dist.ProcessGroup | None, ranks: int) -> None:
+        # A parameter that this rank's samples did not touch may have a gradient elsewhere.
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        self.flat = torch.cat([grad.reshape(-1) for grad in grads]).div_(ranks)
+        self.work = dist.all_reduce(self.flat, group=group, async_op=True)
+
+    def land(self) -> None:
+        """Waits, and makes the gradients views of the reduced bucket."""
+        assert self.flat is not None and self.work is not None
+        self.work.wait()
+        at = 0
+        for parameter in self.parameters:
+            parameter.grad = self.flat[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
+        self.flat = self.work = None
+        self.missing = len(self.parameters)
+
+
+class Replicated:
+    """The synchronisation of replicas (see `parallel.GradientSync`)."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], ranks: int, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self._group, self._ranks = group, ranks
+        self._buckets = _fill(parameters)
+        self._launched, self._last = 0, False
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                hook = self._ready(bucket)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def before_backward(self, last: bool) -> None:
+        self._last = last
+
+    def after_backward(self) -> None:
+        self._launch(len(self._buckets))
+        for bucket in self._buckets:
+            bucket.land()
+        self._launched = 0
+
+    def _ready(self, bucket: Bucket) -> Callable[[nn.Parameter], None]:
+        def hook(parameter: nn.Parameter) -> None:
+            if not self._last:
+                return
+            bucket.missing -= 1
+            whole = self._launched
+            while whole < len(self._buckets) and not self._buckets[whole].missing:
+                whole += 1
+            self._launch(whole)
+
+        return hook
+
+    def _launch(self, until: int) -> None:
+        for bucket in self._buckets[self._launched : until]:
+            bucket.launch(self._group, self._ranks)
+        self._launched = max(self._launched, until)
+
+
+def _fill(parameters: Sequence[nn.Parameter]) -> list[Bucket]:
+    buckets: list[list[nn.Parameter]] = []
+    room, dtype = 0, None
+    for parameter in reversed(parameters):
+        size = parameter.numel() * parameter.element_size()
+        if not buckets or size > room or parameter.dtype != dtype:
+            buckets.append([])
+            room, dtype = BUCKET_BYTES, parameter.dtype
+        buckets[-1].append(parameter)
+        room -= size
+    return [Bucket(bucket) for bucket in buckets]

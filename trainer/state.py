@@ -1,0 +1,178 @@
+"""What a run needs to go on: the model and the optimizer by name, live, staged and on disk.
+
+Owns the names ("model.<name>", "optimizer.<slot>.<name>"), the host copy that a commit writes while
+training goes on, and the resume state in a checkpoint's state/ (torch's DCP, which any mesh can
+load). Steps, positions and random numbers need no state. Invariant: after `load`, every live tensor
+has the bits that were staged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from backends.checkpoint import Part, Staging
+from trainer.errors import BadPlugin, RunMismatch
+from trainer.optim import Optimizer
+from trainer.shards import is_sharded, local, wrapper
+
+MODEL = "model."
+FOLDER = "state"
+LINEAGE = "trainer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What gives the position its meaning: with any of it changed, the order would be another."""
+
+    seed: int
+    data: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a model's checkpoint holds: its tensors, and aliases of them (tied parameters)."""
+
+    stored: dict[str, Tensor]
+    ties: dict[str, str]
+
+
+def weights(model: nn.Module) -> Weights:
+    """Parameters and persistent buffers, live. Raises BadPlugin for state that is no tensor."""
+    stored: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise BadPlugin(f"model.class: state_dict()[{name!r}] is no tensor; remove it")
+        known = first.setdefault(id(value), name)
+        if known != name:
+            ties[name] = known
+        else:
+            stored[name] = value
+    return Weights(stored, ties)
+
+
+class TrainState:
+    """The live tensors of a run."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._model = model
+
+    def weights(self) -> Weights:
+        return weights(self._model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, sharded where they are, sharing memory with the live ones."""
+        stored = self.weights().stored
+        found = {MODEL + name: tensor.detach() for name, tensor in stored.items()}
+        for slot, moments in self._optimizer.slots.items():
+            for name, moment in moments.items():
+                wrap = wrapper(self._optimizer.parameters[name])
+                found[f"optimizer.{slot}.{name}"] = wrap(moment)
+        return found
+
+    def load(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+        """Overwrites the live tensors from a checkpoint's folder. Collective."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        _expect_one_process(group)
+        reader = FileSystemReader(folder / FOLDER)
+        load(self.tensors(), storage_reader=reader, process_group=group, no_dist=group is None)
+
+    def align_buffers(self) -> None:
+        """Gives every rank rank 0's buffers (running means, say). Collective among ranks."""
+        for tensor in self.weights().stored.values():
+            if not isinstance(tensor, nn.Parameter) and not is_sharded(tensor):
+                dist.broadcast(tensor, src=0)
+
+
+class Snapshot:
+    """A copy of the live tensors in host memory, taken anew into the same memory for each commit.
+
+    `tensors` are sharded over `mesh` as the live ones are over theirs.
+    """
+
+    def __init__(self, state: TrainState, mesh: Any) -> None:
+        self._state = state
+        self._parts: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+        for name, tensor in state.tensors().items():
+            part = local(tensor)
+            pinned = part.device.type == "cuda"
+            copy = torch.empty_like(part, device="cpu", pin_memory=pinned).contiguous()
+            self._parts[name] = copy
+            self.tensors[name] = wrapper(tensor, mesh)(copy)
+
+    def take(self) -> None:
+        """Copies; returns when the live tensors may change again."""
+        parts = {name: local(tensor) for name, tensor in self._state.tensors().items()}
+        for name, copy in self._parts.items():
+            copy.copy_(parts[name], non_blocking=True)
+        if any(part.device.type == "cuda" for part in parts.values()):
+            torch.cuda.synchronize()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's part of it, by the model's names."""
+        return {
+            name.removeprefix(MODEL): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(MODEL)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self._parts.values())
+
+
+def save(snapshot: Snapshot, staging: Staging, group: dist.ProcessGroup | None) -> None:
+    """Writes the snapshot into the staging's state/. Collective.
+
+    One thread: with more, DCP reports a writer that failed as a success (pytorch#191391).
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+    _expect_one_process(group)
+    writer = FileSystemWriter(staging.folder / FOLDER, thread_count=1, sync_files=True)
+    dcp_save(snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def _expect_one_process(group: dist.ProcessGroup | None) -> None:
+    """DCP warns of what `no_dist` asks for."""
+    if group is None:
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+def adopt(staging: Staging) -> Part:
+    """Hashes and syncs what DCP wrote for this rank (and, on rank 0, for all)."""
+    folder = staging.folder / FOLDER
+    written = sorted(folder.glob(f"__{staging.rank}_*"))
+    return staging.adopt([*written, folder / ".metadata"] if staging.rank == 0 else written)
+
+
+def write_lineage(lineage: Lineage, staging: Staging) -> Part:
+    text = orjson.dumps(asdict(lineage), option=orjson.OPT_INDENT_2)
+    return staging.write_file(f"{FOLDER}/{LINEAGE}", text)
+
+
+def check_lineage(folder: Path, lineage: Lineage) -> None:
+    """Raises RunMismatch when the checkpoint comes from another order of samples."""
+    found: Mapping[str, Any] = orjson.loads((folder / FOLDER / LINEAGE).read_bytes())
+    for name, value in asdict(lineage).items():
+        if found.get(name) != value:
+            raise RunMismatch(
+                f"{folder} was trained with {name} = {found.get(name)!r}, now it is {value!r}: the "
+                "samples would come in another order; change it back, or start anew with run=FOLDER"
+            )
