@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ENVIRONMENT = """\
-Each key can also come from the environment: PENSTOCK_SERVER__WORKERS=2 is server.workers = 2, and
-PENSTOCK_MODELS__DIGITS__SLO_MS=50 is slo_ms of the model "digits" (two underscores between the
-parts of a key). The file comes first, then the environment, then --set."""
+Each key can also come from the environment, with two underscores between its parts:
+PENSTOCK_SERVER__WORKERS=2 is server.workers = 2, and PENSTOCK_MODELS__DIGITS__SLO_MS=50 is slo_ms
+of the model "digits". The file comes first, then the environment, then --set."""
 
 SERVE = f"""\
 Serve until SIGTERM or SIGINT; then requests may finish for server.drain_s, and a second signal ends
-them. SIGHUP reads the file again. {ENVIRONMENT}
+them. SIGHUP reads the file again.
+
+{ENVIRONMENT}
 
 example:
   python -m gateway serve examples/digits/serve.toml --set server.workers=2
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = _verb(verbs, "serve", "start the gateway of a configuration file", SERVE, _serve)
     _add_file(serve)
     example = "python -m gateway check examples/digits/serve.toml"
-    text = f"Nothing is started. {ENVIRONMENT}\n\nexample:\n  {example}\n"
+    text = f"Nothing is started.\n\n{ENVIRONMENT}\n\nexample:\n  {example}\n"
     _add_file(
         _verb(verbs, "check", "say what is wrong with a file, or what it serves", text, _check)
     )
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     status = _operation(verbs, "status", "show models, replicas and counters", "status")
     status.add_argument("--json", action="store_true", help="as the admin listener gives it")
     status.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
-    drain = _operation(verbs, "drain", "send a replica no more", "drain digits-0 --wait 30")
+    drain = _operation(verbs, "drain", "give a replica no new requests", "drain digits-0 --wait 30")
     _add_replica(drain)
     drain.add_argument(
         "--wait", type=float, metavar="SECONDS", help="until nothing is in flight on it, so long"

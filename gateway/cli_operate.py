@@ -85,8 +85,10 @@ class AdminClient:
             connection.close()
         try:
             answer = json.loads(text)
-        except ValueError as error:
-            raise Refused(f"{self._address} is no gateway's admin listener") from error
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise Refused(f"{self._address} is no gateway's admin listener")
         if reply.status >= 400:
             raise Refused(str(answer.get("error", f"status {reply.status}")))
         return answer

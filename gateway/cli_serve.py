@@ -25,7 +25,7 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"{error}\nnothing was started", file=sys.stderr)
         return 2
-    _log_to_stderr(settings.config.server.log_level)
+    log_to_stderr(settings.config.server.log_level)
     try:
         return asyncio.run(_serve(settings))
     except ListenError as error:
@@ -34,10 +34,10 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    return await Supervisor(settings, _open_admin, version=_version()).run()
+    return await Supervisor(settings, open_admin, version=_version()).run()
 
 
-async def _open_admin(operations: Operations, listening: Listening, key: str | None) -> AdminServer:
+async def open_admin(operations: Operations, listening: Listening, key: str | None) -> AdminServer:
     from gateway.admin import Admin
 
     return await Admin.open(operations, listening, key)
@@ -55,7 +55,7 @@ class _Format(logging.Formatter):
         return f"{at} {record.levelname.lower():7} {who}: {text}"
 
 
-def _log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Format())
     root = logging.getLogger()

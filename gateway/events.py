@@ -54,6 +54,7 @@ def _replica_changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple
     if was.get("version") != now.get("version") and now.get("version"):
         old = f" (before: {was['version']})" if was.get("version") else ""
         yield "version", name, f"serves {now['version']}{old}"
-    if was.get("reload", "idle") != now.get("reload", "idle"):
+    reload = now.get("reload", "idle")
+    if was.get("reload", "idle") != reload:
         target = f" {now['reload_to']}" if now.get("reload_to") else ""
-        yield "reload", name, f"{now.get('reload')}{target}"
+        yield "reload", name, f"{reload}{target}"

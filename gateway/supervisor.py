@@ -245,14 +245,15 @@ class Supervisor:
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_signal, number)
+            loop.add_signal_handler(number, self.stop, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._own(self._rollout.on_signal()))
 
     def _forget_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().remove_signal_handler(number)
 
-    def _stop_signal(self, number: signal.Signals) -> None:
+    def stop(self, number: signal.Signals) -> None:
+        """What a signal does; the first lets requests finish, the second does not."""
         if not self._ended.done():
             log.info("%s: stopping; requests may finish, a second signal ends them", number.name)
             self._end(0)

@@ -75,9 +75,10 @@ class WorkerProcess:
         self.configured = asyncio.Event()  # some process of it was ready once
 
     async def call(
-        self, op: str, /, *, within_s: float = CALL_S, **arguments: Any
+        self, op: str, /, *, within_s: float | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        """Raises ControlError, also when it does not answer in time."""
+        """Raises ControlError, also when it does not answer within that time, else `CALL_S`."""
+        within_s = within_s if within_s is not None else CALL_S
         if self._channel is None or not self.ready:
             raise ControlError(f"{self.name} is {self.state}", status=503, code="not_ready")
         try:

@@ -1,0 +1,55 @@
+"""A native replica for tests of the supervisor: says STATUS and answers CONTROL, executes nothing.
+
+Run as `fake_replica.py FILE --listen unix:/path`. The first line of FILE says what it does:
+`ready`, or `die` with the rest of the line as its last words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from backends.wire import Decoder, Fault, Kind, Status, encode
+
+
+class FakeReplica(asyncio.Protocol):
+    def __init__(self):
+        self.decoder = Decoder()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        for frame in self.decoder.feed(data):
+            if frame.kind == Kind.HELLO:
+                status = Status(model="m", kind="tensor", state="ready", pid=os.getpid())
+                self.send(Kind.STATUS, 0, status.to_json())
+            elif frame.kind == Kind.CONTROL and frame.json()["op"] == "reload":
+                self.send(Kind.REPLY, frame.id, {"version": "2-b"})
+            elif frame.kind == Kind.CONTROL:
+                fault = Fault(status=409, code="no_version", message="nothing to go back to")
+                self.send(Kind.ERROR, frame.id, fault.to_json())
+
+    def send(self, kind, id, meta):
+        self.transport.writelines(encode(kind, id, meta))
+
+
+def main(file, flag, address):
+    assert flag == "--listen"
+    word, _, rest = Path(file).read_text().splitlines()[0].partition(" ")
+    print(f"fake replica {os.getpid()} of {file}", flush=True)
+    if word == "die":
+        sys.exit(rest)
+    asyncio.run(serve(address))
+
+
+async def serve(address):
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(FakeReplica, address.removeprefix("unix:"))
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,111 @@
+"""A configuration read again while serving."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from gateway.control import ControlError
+from tests.gateway.supervised import MODEL, SERVER, supervised, until
+
+
+async def reread(running, text):
+    running.file.write_text(text)
+    return await running.supervisor.reread()
+
+
+async def served(running):
+    """The replicas that a worker knows, by its own word."""
+    (worker,) = running.supervisor.workers
+    (model,) = (await worker.call("status"))["models"]
+    return [replica["name"] for replica in model["replicas"]]
+
+
+async def test_replicas_come_and_go(tmp_path):
+    async with supervised(tmp_path) as running:
+        supervisor = running.supervisor
+        kept = supervisor.replicas["r-0"].child.pid
+        gone = supervisor.replicas["r-1"].child.pid
+        text = (
+            SERVER
+            + MODEL.replace("count = 2", "count = 1")
+            + ('[[models.replicas]]\nname = "s"\nspawn = "r.toml"\nweight = 2\n')
+        )
+        assert await reread(running, text) == ["replica s is new", "replica r-1 is gone"]
+        assert set(supervisor.replicas) == {"r-0", "s"}
+        assert supervisor.replicas["r-0"].child.pid == kept
+        assert await served(running) == ["r-0", "s"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(gone, 0)
+        # It had been drained before it went.
+        (worker,) = supervisor.workers
+        assert ["drain", {"replica": "r-1"}] in (await worker.call("status"))["told"]
+        assert supervisor.operations.amendments() == []
+        # A worker that starts anew serves the new configuration.
+        os.kill(worker.child.pid, signal.SIGKILL)
+        await until(lambda: worker.child.restarts == 1 and worker.ready)
+        assert await served(running) == ["r-0", "s"]
+
+
+async def test_a_replica_whose_file_has_changed_is_replaced(tmp_path):
+    async with supervised(tmp_path) as running:
+        supervisor = running.supervisor
+        pids = {name: replica.child.pid for name, replica in supervisor.replicas.items()}
+        await supervisor.operations.drain("r-1")
+        (tmp_path / "r.toml").write_text("ready\nthreads = 2\n")
+        found = await reread(running, running.file.read_text())
+        assert found == ["replica r-0 was replaced", "replica r-1 was replaced"]
+        for name, replica in supervisor.replicas.items():
+            assert replica.child.pid not in (0, pids[name])
+        # What an operator had drained stays so.
+        assert supervisor.operations.amendments() == [("drain", {"replica": "r-1"})]
+
+
+async def test_no_change_is_no_change(tmp_path):
+    async with supervised(tmp_path) as running:
+        pids = {name: each.child.pid for name, each in running.supervisor.replicas.items()}
+        assert await running.supervisor.reread() == []
+        after = {name: each.child.pid for name, each in running.supervisor.replicas.items()}
+        assert after == pids
+
+
+async def test_other_limits_reach_the_workers(tmp_path):
+    async with supervised(tmp_path) as running:
+        text = SERVER + MODEL.replace('name = "m"', 'name = "m"\nslo_ms = 9')
+        assert await reread(running, text) == ["model m has other limits"]
+        (worker,) = running.supervisor.workers
+        assert (await worker.call("status"))["models"][0]["slo_ms"] == 9
+
+
+WRONG = [
+    (SERVER + MODEL + "wieght = 2\n", r'serve.toml:11: .*did you mean "weight"'),
+    (SERVER + "workers = 2\n" + MODEL, r"serve.toml:4: server.workers: cannot change from 1"),
+    (SERVER + 'admin_key = "12345678"\n' + MODEL, "admin_key: cannot change while serving"),
+    ("", "there is nothing to serve"),
+]
+
+
+async def test_a_bad_file_changes_nothing(tmp_path):
+    async with supervised(tmp_path) as running:
+        before = running.supervisor.settings
+        for text, message in WRONG:
+            with pytest.raises(ControlError, match=message) as caught:
+                await reread(running, text)
+            assert caught.value.status == 400
+            assert running.supervisor.settings is before
+            assert running.supervisor.events.since()[-1]["text"].startswith("refused: ")
+        assert await served(running) == ["r-0", "r-1"]
+
+
+async def test_sighup_reads_the_file_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    async with supervised(tmp_path) as running:
+        running.file.write_text("nonsense")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: "the configuration stays as it was" in caplog.text)
+        running.file.write_text(SERVER + MODEL.replace("count = 2", "count = 1"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: "replica r-1 is gone" in caplog.text)
+        assert set(running.supervisor.replicas) == {"r-0"}
