@@ -33,7 +33,8 @@ class Run:
     host: Host = field(default_factory=Host, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
+        # A folder of its own, whatever a process's working folder becomes.
+        object.__setattr__(self, "root", Path(self.root).absolute())
 
     @property
     def name(self) -> str:
