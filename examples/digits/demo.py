@@ -7,6 +7,7 @@ its commands and its public HTTP surfaces, as any user would.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.http as triton
+import tritonclient.http.aio as triton
 from data import DigitsData
 from rich.console import Console
 from rich.table import Table
@@ -175,18 +176,24 @@ def serve(stack: ExitStack, verdict: Verdict) -> Gateway:
     return running
 
 
-def classify(running: Gateway, images: np.ndarray, digits: np.ndarray, verdict: Verdict) -> None:
-    say("3 · classify held-out digits with tritonclient")
-    with triton.InferenceServerClient(
-        running.url.removeprefix("http://"), concurrency=32
-    ) as client:
-        pending = []
-        for image in images:
+async def ask_all(address: str, images: np.ndarray) -> tuple[list[int], dict[str, Any]]:
+    """The digit of each image, all asked for at once, one request each; then the statistics."""
+    async with triton.InferenceServerClient(address, conn_limit=64) as client:
+
+        async def ask(image: np.ndarray) -> int:
             tensor = triton.InferInput("image", [1, 64], "FP32")
             tensor.set_data_from_numpy(image[None])
-            pending.append(client.async_infer("digits", [tensor]))
-        found = [int(reply.get_result().as_numpy("digit")[0, 0]) for reply in pending]
-        stats = client.get_inference_statistics("digits")["model_stats"][0]
+            reply = await client.infer("digits", [tensor])
+            return int(reply.as_numpy("digit")[0, 0])
+
+        found = await asyncio.gather(*map(ask, images))
+        stats = await client.get_inference_statistics("digits")
+    return found, stats["model_stats"][0]
+
+
+def classify(running: Gateway, images: np.ndarray, digits: np.ndarray, verdict: Verdict) -> None:
+    say("3 · classify held-out digits with tritonclient")
+    found, stats = asyncio.run(ask_all(running.url.removeprefix("http://"), images))
     table = Table(show_header=False, box=None)
     table.add_row("prediction", *[str(digit) for digit in found[:20]])
     marks = [
