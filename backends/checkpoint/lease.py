@@ -148,14 +148,15 @@ def reap(run: Run) -> None:
             with suppress(OSError):
                 run.disk.unlink(run.leases / record.file)
     # To forget a heartbeat only makes a lease live longer.
-    for memory in sorted(run.leases.glob(f"{MEMORY}*"))[MAX_MEMORIES:]:
+    others = set(run.leases.glob(f"{MEMORY}*")) - {_memory_file(run)}
+    for memory in sorted(others)[MAX_MEMORIES:]:
         with suppress(OSError):
             run.disk.unlink(memory)
 
 
 def _judged(run: Run) -> list[tuple[LeaseRecord, bool]]:
     """Each lease with whether it is live. Remembers the heartbeats of those it cannot see."""
-    memory = run.leases / f"{MEMORY}{run.host.boot() or 'unknown'}"
+    memory = _memory_file(run)
     seen = _memory(memory)
     now = run.host.uptime()
     kept: dict[str, tuple[int, float]] = {}
@@ -180,6 +181,10 @@ def _judged(run: Run) -> list[tuple[LeaseRecord, bool]]:
         with suppress(OSError):  # not remembering makes leases live longer, nothing worse
             run.disk.write_file(memory, seal({"seen": kept}), durable=False)
     return judged
+
+
+def _memory_file(run: Run) -> Path:
+    return run.leases / f"{MEMORY}{run.host.boot() or 'unknown'}"
 
 
 def _memory(path: Path) -> dict[str, tuple[int, float]]:

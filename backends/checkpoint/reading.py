@@ -19,8 +19,11 @@ import xxhash
 from backends.checkpoint.disk import open_regular
 from backends.checkpoint.errors import Cancelled, Corrupt, Incomplete, Unreadable
 
-# Large enough that calls cost nothing, small enough to be hashed while still in the CPU's cache.
-CHUNK = 1 << 20
+# Small enough to be hashed while still in the CPU's cache, large enough that taking turns with busy
+# Python threads, a few milliseconds each time, does not add up.
+CHUNK = 4 << 20
+# A paced reader takes no more at once than in this time, and no less than so many bytes.
+BREATH_S, SIP = 0.05, 64 << 10
 # How long a paced reader sleeps at most before it looks again whether it was cancelled.
 NAP_S = 0.1
 
@@ -43,6 +46,9 @@ class Pace:
             raise ValueError("bytes_per_second must be positive, or None for no limit")
         self._rate, self._cancelled = bytes_per_second, cancelled
         self._clock, self._sleep = clock, sleep
+        self.chunk = CHUNK
+        if bytes_per_second is not None:
+            self.chunk = min(CHUNK, max(SIP, int(bytes_per_second * BREATH_S)))
         self._due = clock()
         self._lock = threading.Lock()
 
@@ -147,7 +153,7 @@ def _chunks(
     else one over the other."""
     at, keep = start, len(memory) >= end - start
     while at < end:
-        count = min(CHUNK, end - at)
+        count = min(pace.chunk, end - at)
         offset = at - start if keep else 0
         pace.spend(count)
         try:

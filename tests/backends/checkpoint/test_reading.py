@@ -35,7 +35,7 @@ def run(root):
 def large(root):
     """Three tensors of some chunks each, the last chunk not full."""
     generator = torch.Generator().manual_seed(0)
-    state = {n: torch.randn(700_001, generator=generator) for n in "abc"}
+    state = {n: torch.randn(CHUNK // 2 + 1, generator=generator) for n in "abc"}
     run, manifest = written(root, state)
     return run, manifest, state
 
@@ -172,10 +172,10 @@ def test_the_rate_covers_verifying_and_reading(large, monkeypatch):
     run, manifest, _ = large
     spent = []
     monkeypatch.setattr(Pace, "spend", lambda self, count: spent.append((self._rate, count)))
-    verify(run, 1, bytes_per_second=5e9)
-    assert {rate for rate, _ in spent} == {5e9, None}  # headers are read again without a limit
+    verify(run, 1, bytes_per_second=2e7)
+    assert {rate for rate, _ in spent} == {2e7, None}  # headers are read again without a limit
     assert sum(count for rate, count in spent if rate) == manifest.total
-    assert max(count for _, count in spent) <= CHUNK
+    assert max(count for _, count in spent) == 1_000_000  # what it may read in 50 ms
     spent.clear()
     read_tensors(run.folder(1), manifest, bytes_per_second=7e9)
     assert spent
@@ -229,7 +229,9 @@ def test_verifying_looks_twice_too(run, monkeypatch):
 def test_short_reads_are_completed(large, monkeypatch):
     run, manifest, state = large
     real = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: real(fd, [buffers[0][:100_001]], at))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, at: real(fd, [buffers[0][:1_000_001]], at)
+    )
     found = read_tensors(run.folder(1), manifest)
     assert all(torch.equal(found[name], state[name]) for name in state)
     assert is_whole(run, 1)
