@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -85,27 +86,25 @@ def _complain(message: str) -> None:
         time.sleep(1.0)
 
 
-def _end(status: int) -> NoReturn:
-    """Ends the process without the interpreter's own end.
+def run(argv: Sequence[str]) -> NoReturn:
+    """`main`, then the end of the process without the interpreter's own.
 
     With gloo's and autograd's threads in it, that aborts one time in four ("terminate called
     without an active exception", torch 2.13), and torchrun takes a finished rank for a failed one.
     """
+    try:
+        status = main(argv)
+    except KeyboardInterrupt:
+        status = 130
+    except SystemExit as wanted:
+        status = wanted.code if isinstance(wanted.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 if __name__ == "__main__":
-    try:
-        outcome = main(sys.argv[1:])
-    except KeyboardInterrupt:
-        outcome = 130
-    except SystemExit as wanted:
-        outcome = wanted.code if isinstance(wanted.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        outcome = 1
-    _end(outcome)
+    run(sys.argv[1:])

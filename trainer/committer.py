@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -31,6 +32,7 @@ from backends.checkpoint import (
 )
 from trainer.config import CheckpointConfig
 from trainer.elastic import World
+from trainer.errors import StateFailed
 from trainer.probe import Prober
 from trainer.state import Lineage, Snapshot, adopt, save, write_lineage
 from trainer.weights import WeightFiles
@@ -92,17 +94,20 @@ class Committer:
         self._snapshot, self._files, self._prober = snapshot, files, prober
         self._attempt, self._parent = attempt, parent
         self._thread: threading.Thread | None = None
-        self._outcomes: list[Outcome] = []
+        # Filled by the writing thread, emptied by the training's.
+        self._outcomes: deque[Outcome] = deque()
+        self._waited = 0.0
 
     def begin(self, moment: Moment) -> None:
         """Copies the live tensors and commits them: in the background, or at once in mode "sync".
 
         Waits for the commit before it, if that is still being written. Call it on every rank.
         """
-        started = time.monotonic()
         self.join()
+        started = time.monotonic()
         self._snapshot.take()
-        stalled = time.monotonic() - started
+        stalled = self._waited + time.monotonic() - started
+        self._waited = 0.0
         if self._config.mode == "sync":
             self._write(moment, started, None)
             return
@@ -112,34 +117,27 @@ class Committer:
         self._thread.start()
 
     def join(self) -> None:
-        """Waits until nothing is being written."""
+        """Waits until nothing is being written; `outcomes` are then the same on every rank."""
         if self._thread is not None:
+            started = time.monotonic()
             self._thread.join()
             self._thread = None
+            self._waited += time.monotonic() - started
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> Iterator[Outcome]:
         """Those not asked for before."""
-        ended, self._outcomes = self._outcomes, []
-        return ended
+        while self._outcomes:
+            yield self._outcomes.popleft()
 
     def _write(self, moment: Moment, started: float, stalled: float | None) -> None:
         try:
             outcome = self._commit(moment)
-        except Exception as error:
+        except BaseException as error:
             # Between the ranks, not on the disk: a peer is gone, and training will notice too.
             outcome = Outcome(moment.step, reason=f"{type(error).__name__}: {error}")
         seconds = time.monotonic() - started
-        self._outcomes.append(
-            Outcome(
-                outcome.step,
-                outcome.version,
-                outcome.hash,
-                outcome.reason,
-                outcome.pruned,
-                seconds if stalled is None else stalled,
-                seconds,
-            )
-        )
+        stalled = seconds if stalled is None else stalled
+        self._outcomes.append(replace(outcome, stalled_s=stalled, seconds=seconds))
 
     def _commit(self, moment: Moment) -> Outcome:
         staging = Staging(self._run, moment.step, self._attempt, self._world.rank)
@@ -175,8 +173,10 @@ class Committer:
             parts.append(adopt(staging))
             if self._world.leads:
                 parts.append(write_lineage(self._record.lineage, staging))
+        except StateFailed as error:
+            parts.append(Failed(error.rank, error.reason))
         except Exception as error:
-            parts.append(_failed(self._world.rank, error))
+            parts.append(Failed.of(self._world.rank, error))
         failed = any(isinstance(part, Failed) for part in parts)
         return parts + self._files.write(staging, failed=failed)
 
@@ -225,12 +225,3 @@ class Committer:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._world.background)
         return box[0]
-
-
-def _failed(rank: int, error: Exception) -> Failed:
-    """Who failed and why. DCP raises on every rank what went wrong on some."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        first = min(failures)
-        return Failed(first, f"{type(failures[first][0]).__name__}: {failures[first][0]}")
-    return Failed.of(rank, error)

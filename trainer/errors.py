@@ -72,6 +72,16 @@ class Diverged(TrainerError):
     code = "diverged"
 
 
+class StateFailed(TrainerError):
+    """The resume state could not be written or read; every rank hears which one failed first."""
+
+    code = "state_failed"
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"the resume state failed on rank {rank}: {reason}")
+        self.rank, self.reason = rank, reason
+
+
 class CommitFailed(TrainerError):
     """A checkpoint was not committed, and the run may not go on (or end) without it."""
 

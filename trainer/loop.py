@@ -68,7 +68,7 @@ class Loop:
         self._start = Start()
         self._version: str | None = None
         self._last: Outcome | None = None
-        self._failed = False
+        self._failed: Outcome | None = None
 
     def run(self, start: Start) -> Ending:
         """Trains from `start` to the last step. Raises Diverged or CommitFailed."""
@@ -87,17 +87,13 @@ class Loop:
                 self._observe(self._parts.pulse.readings(all=True))
                 evaluation = self._evaluate(step)
             if commits or stopped:
-                moment = Moment(step, self._position(step), evaluation)
-                self._parts.committer.begin(moment)
+                self._settle()  # after a commit that failed there may be none, if it is to stop
+                self._parts.committer.begin(Moment(step, self._position(step), evaluation))
             self._hear()
         self._parts.reporter.flush(position=self._position(step), lr=self._rate(step))
-        self._parts.committer.join()
-        self._hear()
+        self._settle()
         if self._last is not None and not self._last.good:
-            raise CommitFailed(
-                f"step {self._last.step}, the last one, was not committed: {self._last.reason}. "
-                f"{self._good_version()}; the same command goes on from there"
-            )
+            raise self._commit_failed(self._last)
         seconds = time.monotonic() - began
         return Ending(step, self._position(step), self._version, evaluation, stopped, seconds)
 
@@ -124,7 +120,7 @@ class Loop:
             (loss if scale == 1 else loss * scale).backward()
         parts.parallel.sync.after_backward()
         squares = parts.optimizer.take_gradients()
-        norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed)
+        norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed is not None)
         self._clip(norm)
         parts.optimizer.step(step, self._rate(step))
 
@@ -143,24 +139,31 @@ class Loop:
     def _observe(self, readings: Iterable[Reading]) -> None:
         for reading in readings:
             if not reading.finite:
-                self._parts.committer.join()
-                self._hear()
+                self._settle()
                 raise Diverged(
                     f"step {reading.step}: the loss is {reading.loss:g}, the gradient's norm "
                     f"{reading.norm:g}; nothing of it was committed. {self._good_version()}. A "
                     "lower optimizer.lr, a longer schedule.warmup or optimizer.clip=1.0 may help"
                 )
             if reading.failed:
-                self._parts.committer.join()
-                self._hear()
-                reason = self._last.reason if self._last is not None else ""
-                raise CommitFailed(
-                    f'a commit failed, and checkpoint.on_failure is "stop": {reason}. '
-                    f"{self._good_version()}; the same command goes on from there"
-                )
+                self._settle()
             self._parts.check(reading)
             position, rate = self._position(reading.step), self._rate(reading.step)
             self._parts.reporter.step(reading, position=position, lr=rate)
+
+    def _settle(self) -> None:
+        """Waits for the commit under way. Raises CommitFailed on every rank if one failed and the
+        run is to stop for it."""
+        self._parts.committer.join()
+        self._hear()
+        if self._failed is not None:
+            raise self._commit_failed(self._failed)
+
+    def _commit_failed(self, outcome: Outcome) -> CommitFailed:
+        return CommitFailed(
+            f"step {outcome.step} was not committed: {outcome.reason}. {self._good_version()}; the "
+            "same command goes on from there"
+        )
 
     def _good_version(self) -> str:
         return f"The last good version is {self._version}" if self._version else "None is committed"
@@ -191,4 +194,5 @@ class Loop:
             else:
                 text = f"step {step}  NOT committed: {outcome.reason}"
                 report("commit_failed", text, step=step, reason=outcome.reason)
-                self._failed |= self._config.checkpoint.on_failure == "stop"
+                if self._config.checkpoint.on_failure == "stop":
+                    self._failed = outcome

@@ -6,6 +6,7 @@ nothing is written into the run's folder before rank 0 holds its lock.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 
@@ -44,6 +45,8 @@ def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
     except ValueError as error:
         raise loaded.error("device", str(error)) from error
     if loaded.config.deterministic:
+        # cuBLAS asks for this before the device is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
         torch.set_deterministic_debug_mode("error")
     stop = Stop()

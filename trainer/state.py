@@ -9,7 +9,8 @@ has the bits that were staged.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backends.checkpoint import Part, Staging
-from trainer.errors import BadPlugin, RunMismatch
+from trainer.errors import BadPlugin, RunMismatch, StateFailed
 from trainer.optim import Optimizer
 from trainer.shards import is_sharded, local, wrapper
 
@@ -89,7 +90,8 @@ class TrainState:
 
         _expect_one_process(group)
         reader = FileSystemReader(folder / FOLDER)
-        load(self.tensors(), storage_reader=reader, process_group=group, no_dist=group is None)
+        with _translated():
+            load(self.tensors(), storage_reader=reader, process_group=group, no_dist=group is None)
 
     def align_buffers(self) -> None:
         """Gives every rank rank 0's buffers (running means, say). Collective among ranks."""
@@ -146,7 +148,23 @@ def save(snapshot: Snapshot, staging: Staging, group: dist.ProcessGroup | None) 
 
     _expect_one_process(group)
     writer = FileSystemWriter(staging.folder / FOLDER, thread_count=1, sync_files=True)
-    dcp_save(snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    with _translated():
+        dcp_save(
+            snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None
+        )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """DCP's exception is no `Exception`, so that nothing which handles errors would handle it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        rank = min(error.failures)
+        cause = error.failures[rank][0]
+        raise StateFailed(rank, f"{type(cause).__name__}: {cause}") from error
 
 
 def _expect_one_process(group: dist.ProcessGroup | None) -> None:
