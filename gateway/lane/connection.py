@@ -135,9 +135,11 @@ class Connection(Turns):
         self._flags |= PUMPING
         try:
             while at < len(data) and not self._flags & (HOLD | DEAF | AWAY):
-                if self._body is not None:
-                    at = self._body.feed(data, at)
-                    self._body_fed(self._body)
+                body = self._body
+                if body is not None:
+                    at = body.feed(data, at)
+                    if body.done and body is self._body:  # the handler may have ended it
+                        self._body_done(body)
                     continue
                 taken = self._take_request(data, at)
                 if taken == at:
@@ -200,6 +202,8 @@ class Connection(Turns):
             self._body = Body(exchange, whom, framing, limits, now)
         elif not framing.keep_alive:
             self._flags |= DEAF
+        elif framing.upgrade and handler.streams:
+            self._hold(TURN)  # what follows may be no HTTP: the answer tells
         if handler.streams or not framing.length:
             self.lane.stats.requests += 1
             exchange.call(handler)
@@ -217,9 +221,7 @@ class Connection(Turns):
         if len(self._behind) + 1 >= self.lane.limits.pipeline:
             self._hold(FULL)
 
-    def _body_fed(self, body: Body) -> None:
-        if not body.done:
-            return
+    def _body_done(self, body: Body) -> None:
         self._body = None
         exchange = body.exchange
         if exchange is None:
@@ -278,7 +280,7 @@ class Connection(Turns):
             exchange.pass_gone()
         assert exchange is not None
         if exchange.phase == OPEN:
-            exchange.close = True
+            exchange.simple, exchange.close = False, True
             exchange.respond(refusal.status, error_body(refusal.message), fields=refusal.fields)
         elif exchange.phase != ENDED:
             self.abandon(exchange)

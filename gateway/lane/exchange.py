@@ -164,14 +164,14 @@ class Exchange:
         length: int | None = None,
     ) -> None:
         """The head. Without `length` the body goes out in chunks. 101 turns the connection into a
-        tunnel: `write` sends and `on_body` receives whatever comes, until `end`."""
+        tunnel: `write` sends and `on_body` (set it before) gets whatever comes, until `end`."""
         conn = self._conn
         if conn is None:
             return
         if status == SWITCHING:
-            conn.begin_tunnel(self)
-            self.phase, self.simple, self.close, self._left = STARTED, False, True, None
-            conn.send(self, b"%b%b\r\n" % (status_line(status), fields))
+            if self.phase != OPEN:
+                raise RuntimeError("this exchange has been answered already")
+            conn.begin_tunnel(self, b"%b%b\r\n" % (status_line(status), fields))
         else:
             conn.send(self, self._begin(conn, status, content_type, fields, length))
 

@@ -19,7 +19,7 @@ from gateway.lane.refusal import Refused
 __all__ = ["CHUNKED", "HeadReader", "RequestHead"]
 
 _LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/(\d)\.(\d)")
-_ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
+_ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+)((?:[/?].*)?)")
 _BEGINNING = re.compile(rb"[A-Z]|\r?\Z")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Fields that decide how the lane goes on; the rest is the handler's business.

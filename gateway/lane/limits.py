@@ -5,7 +5,7 @@ Plain data. Every table and buffer that a client can fill has its bound here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -19,7 +19,7 @@ class Limits:
     max_head: int = 32 * KIB  # request line and fields together
     max_headers: int = 100
     max_body: int = 64 * MIB  # after decompression
-    pipeline: int = 16  # requests of one connection in flight at once
+    pipeline: int = 16  # requests of one connection in flight at once, at least 2
     head_timeout_s: float = 10.0  # from a head's first byte to its last
     body_timeout_s: float = 30.0  # per `min_body_rate` x body_timeout_s bytes of a body
     min_body_rate: float = 240.0  # bytes/s; below it a body counts as stalled
@@ -27,6 +27,13 @@ class Limits:
     write_timeout_s: float = 60.0  # a client that takes none of its answer
     linger_s: float = 3.0  # after a refusal: how long the rest of the request is read and dropped
     linger_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            # With one in flight and reading paused, nobody would notice that the client has left.
+            least = 2 if known.name == "pipeline" else 0
+            if getattr(self, known.name) < least:
+                raise ValueError(f"{known.name} must be at least {least}")
 
 
 @dataclass(slots=True)

@@ -9,12 +9,14 @@ one on_gone.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
 from backends.wire import Buffer
 from gateway.lane.body import Body, Tunnel
-from gateway.lane.exchange import ENDED, OPEN, Exchange
+from gateway.lane.exchange import ENDED, OPEN, STARTED, Exchange
 from gateway.lane.response import CONTINUE
 from gateway.lane.timeouts import Outflow
 
@@ -22,16 +24,25 @@ if TYPE_CHECKING:
     from gateway.lane.lane import Lane
 
 # Why nothing is read: the client does not take its answers; too many requests are in flight; the
-# handler has paused a body; the next request is for the application and earlier answers are out.
+# handler has paused a body; the next bytes are for the application, or perhaps for a tunnel, and
+# answers are due before.
 UNREAD, FULL, PAUSED, TURN = 1, 2, 4, 8
 HOLD = UNREAD | FULL | PAUSED | TURN
 # Further: inside _pump(); an unfinished head waits; the client has shut its side; drain() was
 # called; no more requests are taken; the client may still be sending; the last answer is out and
-# the client's end is awaited; close() was called; the application has the connection.
+# the client's end is awaited; close() was called; the application has the connection; within
+# resume_writing().
 PUMPING, PARTIAL, EOF, DRAINING = 16, 32, 64, 128
-DEAF, MORE, SHUT, CLOSED, AWAY = 256, 512, 1024, 2048, 4096
+DEAF, MORE, SHUT, CLOSED, AWAY, RESUMING = 256, 512, 1024, 2048, 4096, 8192
 # An answer may be out before its request's body is in: so much is read on to keep the connection.
 WORTH_READING = 64 * 1024
+
+
+def reset_on_close(transport: asyncio.Transport) -> None:
+    """A body that ends with the connection looks cut off only if that is reset."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Turns(asyncio.Protocol):
@@ -115,12 +126,15 @@ class Turns(asyncio.Protocol):
         self._flags |= DEAF
         return True
 
-    def begin_tunnel(self, exchange: Exchange) -> None:
+    def begin_tunnel(self, exchange: Exchange, head: bytes) -> None:
         """After 101 what comes is no HTTP any more; it goes to `exchange` as it is."""
         if not exchange.head.framing.upgrade or self._body is not None:
             raise RuntimeError("101 answers a request to upgrade, after its body")
         framing = exchange.head.framing
         self._body = Tunnel(exchange, None, framing, self.lane.limits, self.lane.clock())
+        exchange.phase, exchange.simple, exchange.close = STARTED, False, True
+        self.send(exchange, head)
+        self._release(TURN)
 
     def finished(self, exchange: Exchange) -> None:
         """It has written its last byte: let the next one write."""
@@ -174,7 +188,8 @@ class Turns(asyncio.Protocol):
         self._flags |= DEAF
         if exchange is self.front:
             self._drop_exchanges()
-            # A body that ends with the connection looks cut off only after a reset.
+            if cut:
+                reset_on_close(self.transport)
             self._close(abort=cut)
 
     # ------------------------------------------------------------------------------- flow control
@@ -183,9 +198,10 @@ class Turns(asyncio.Protocol):
         self._hold(UNREAD)
 
     def resume_writing(self) -> None:
-        self._flags &= ~UNREAD
+        self._flags = self._flags & ~UNREAD | RESUMING
         if self.front is not None:
             self.front.pass_writable()
+        self._flags &= ~RESUMING
         if not self._flags & HOLD:
             self._resume()
 
@@ -246,10 +262,12 @@ class Turns(asyncio.Protocol):
 
     def _close(self, *, abort: bool = False) -> None:
         self._flags |= CLOSED | DEAF
-        if abort:
-            self.transport.abort()
+        close = self.transport.abort if abort else self.transport.close
+        if self._flags & RESUMING:
+            # asyncio loses count of its close() if that comes in the middle of its own writing.
+            self.lane.loop.call_soon(close)
         else:
-            self.transport.close()
+            close()
 
     def _drop_exchanges(self) -> None:
         """Nobody will read what these would answer."""
