@@ -15,6 +15,7 @@ from gateway.oip.parameters import Wanted, binary_data_size
 from gateway.oip.values import BadValue, Values, count_strings
 from gateway.request import Tensor
 
+_TRUTH = b"\x00" + b"\x01" * 255
 _FIELDS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 
 
@@ -58,12 +59,11 @@ class InputCodec:
                 f"binary_data_size is {size}, but {len(rest) - at} bytes are left after the JSON; "
                 "the header Inference-Header-Content-Length says where it ends",
             )
-        part = rest[at:end]
-        self.check(part, shape, count)
+        part = self.checked(rest[at:end], shape, count)
         return Tensor(self.name, self.datatype, shape, part), end
 
-    def check(self, data: Buffer, shape: tuple[int, ...], count: int) -> None:
-        """Whether binary data is exactly `count` elements. Raises BadRequest."""
+    def checked(self, data: Buffer, shape: tuple[int, ...], count: int) -> Buffer:
+        """Binary data that is exactly `count` elements. Raises BadRequest."""
         width = self._size
         if width:
             if len(data) != count * width:
@@ -72,10 +72,10 @@ class InputCodec:
                     f"{len(data)} bytes of data, but shape {list(shape)} of {self.datatype} "
                     f"takes {count * width}",
                 )
-            # A byte that is neither is no boolean to the frameworks behind us.
             if self.datatype == "BOOL" and bytes(data).translate(None, b"\x00\x01"):
-                raise self._bad("data", "a byte of BOOL data is neither 0 nor 1")
-            return
+                # Any byte but 0 is true to clients; to frameworks such a byte is no boolean.
+                return bytes(data).translate(_TRUTH)
+            return data
         try:
             found = count_strings(data)
         except BadValue as error:
@@ -84,6 +84,7 @@ class InputCodec:
             raise self._bad(
                 "data", f"{found} elements of BYTES, but shape {list(shape)} takes {count}"
             )
+        return data
 
     def _shape(self, given: Any) -> tuple[int, ...]:
         if type(given) is list and given and type(given[0]) is int and given[0] > 0:

@@ -12,6 +12,7 @@ from backends.wire import Signature, TensorSpec
 from gateway.oip.directory import ModelView, Switchable
 from gateway.oip.parameters import DEFAULT_LEVEL, PRIORITY_LEVELS
 from gateway.oip.statistics import ModelStats, VersionStats
+from gateway.oip.versions import steps
 
 PLATFORM = "penstock"
 EXTENSIONS = (
@@ -85,8 +86,8 @@ def _tensor_config(spec: TensorSpec) -> dict[str, Any]:
 def statistics(name: str, stats: ModelStats, versions: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each version, zeros for one that nobody has asked yet."""
     return [
-        _version_statistics(name, version, stats.versions.get(version) or VersionStats())
-        for version in versions
+        _version_statistics(name, step, stats.versions.get(version) or VersionStats())
+        for version, step in zip(versions, steps(versions), strict=True)
     ]
 
 
@@ -103,19 +104,19 @@ def _version_statistics(name: str, version: str, stats: VersionStats) -> dict[st
             "fail": _duration(stats.failures, stats.failure_ns),
             "queue": _duration(done, stats.queue_ns),
             # Moving tensors is not measured apart: it is what `success` has beyond queue and
-            # inference, which clients show as overhead.
-            "compute_input": _duration(0, 0),
+            # inference, and clients show that as overhead. They refuse counts that differ.
+            "compute_input": _duration(done, 0),
             "compute_infer": _duration(done, stats.compute_ns),
-            "compute_output": _duration(0, 0),
+            "compute_output": _duration(done, 0),
             "cache_hit": _duration(0, 0),
             "cache_miss": _duration(0, 0),
         },
         "batch_stats": [
             {
                 "batch_size": rows,
-                "compute_input": _duration(0, 0),
+                "compute_input": _duration(count, 0),
                 "compute_infer": _duration(count, ns),
-                "compute_output": _duration(0, 0),
+                "compute_output": _duration(count, 0),
             }
             for rows, (count, ns) in sorted(stats.batches.items())
         ],

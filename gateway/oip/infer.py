@@ -21,6 +21,7 @@ from gateway.oip.parse import InferRequest, parse_infer
 from gateway.oip.render import render_infer
 from gateway.oip.reply import MAX_INLINE, MIN_COMPRESSED, compress, refuse
 from gateway.oip.terms import PLAIN, Terms, read_terms
+from gateway.oip.versions import find
 from gateway.request import Answer, TensorRequest
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,15 @@ class InferDesk:
             terms = self.terms(exchange.headers)
             fields = terms.echo or self._made_id()
             view = self._directory.model(name)
-            if version is not None:
-                check_version(view, version)
-            codec = self._codec(view)
+            pinned = None if version is None else pin(view, version)
+            codec = self._codecs.get(name)
+            if codec is None or codec.signature is not view.signature:
+                codec = self._compile(view)
             parsed = parse_infer(exchange.body, terms.header_length, codec)
             if parsed.rows > 1:
                 _check_rows(parsed.rows, view)
             if parsed.model is not None or parsed.version is not None:
-                _check_names(parsed, name, version)
+                _check_names(parsed, name, version, pinned)
             arrived = exchange.arrived
             deadline = arrived + terms.deadline_s
             if parsed.timeout_us:
@@ -71,7 +73,7 @@ class InferDesk:
                 deadline=deadline,
                 priority=parsed.priority or terms.priority,
                 session=terms.session,
-                version=version,
+                version=pinned,
             )
             exchange.on_gone = request.gone
             view.submit(request)
@@ -97,13 +99,12 @@ class InferDesk:
         self._count += 1
         return b"x-request-id: %b-%x\r\n" % (self._id, self._count)
 
-    def _codec(self, view: ModelView) -> Codec:
-        signature = signature_of(view)
-        codec = self._codecs.get(view.name)
-        if codec is None or codec.signature is not signature:
-            if len(self._codecs) >= MAX_CACHED:
-                self._codecs.clear()
-            codec = self._codecs[view.name] = Codec(signature)
+    def _compile(self, view: ModelView) -> Codec:
+        """On the first call, and when a model's signature has changed."""
+        codec = Codec(signature_of(view))
+        if len(self._codecs) >= MAX_CACHED:
+            self._codecs.clear()
+        self._codecs[view.name] = codec
         return codec
 
     def served(self, answer: Answer) -> bytes:
@@ -189,12 +190,15 @@ def signature_of(view: ModelView) -> Signature:
     return signature
 
 
-def check_version(view: ModelView, version: str) -> None:
-    """Raises NotFound, but not while no replica can say what there is."""
-    if view.ready and version not in view.versions:
+def pin(view: ModelView, version: str) -> str:
+    """The full name of a version. Raises NotFound, but not while no replica can say what there
+    is: then the model decides."""
+    found = find(version, view.versions)
+    if found is None and view.ready:
         raise NotFound(
             f"model {view.name!r} has no version {version!r} now; it has {', '.join(view.versions)}"
         )
+    return found or version
 
 
 def _check_rows(rows: int, view: ModelView) -> None:
@@ -207,13 +211,13 @@ def _check_rows(rows: int, view: ModelView) -> None:
         )
 
 
-def _check_names(parsed: InferRequest, name: str, version: str | None) -> None:
+def _check_names(parsed: InferRequest, name: str, version: str | None, pinned: str | None) -> None:
     if parsed.model is not None and parsed.model != name:
         raise BadRequest(
             f"model_name is {parsed.model!r} in the body, the path names {name!r}",
             param="model_name",
         )
-    if parsed.version and parsed.version != version:
+    if parsed.version and parsed.version not in (version, pinned):
         raise BadRequest(
             f"model_version is {parsed.version!r} in the body, the path names "
             + ("none" if version is None else repr(version)),

@@ -190,8 +190,7 @@ def _raw(body: Buffer, codec: Codec) -> InferRequest:
     count = 1
     for dim in shape:
         count *= dim
-    only.check(body, shape, count)
-    tensor = Tensor(only.name, only.datatype, shape, body)
+    tensor = Tensor(only.name, only.datatype, shape, only.checked(body, shape, count))
     key = tuple([shape[axis] for _, axis in codec.key_dims])
     return InferRequest(None, (tensor,), 1, key, codec.all_binary)
 

@@ -17,11 +17,12 @@ from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound,
 from gateway.lane import Exchange, Handler
 from gateway.oip import documents
 from gateway.oip.directory import Directory, Gather, ModelView, Switchable
-from gateway.oip.infer import InferDesk, InferHandler, check_version, signature_of
+from gateway.oip.infer import InferDesk, InferHandler, pin, signature_of
 from gateway.oip.openapi import document
 from gateway.oip.reply import answer, refuse
 from gateway.oip.routes import ROUTES, Router
 from gateway.oip.statistics import ModelStats
+from gateway.oip.versions import find
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class OipSurface:
             handler = InferHandler(self._desk, place.model, place.version)
             if len(self._infer_paths) >= MAX_PATHS:
                 self._infer_paths.clear()
-            if place.version is None or place.version in view.versions:
+            if place.version is None or find(place.version, view.versions):
                 self._infer_paths[path] = handler
             return handler
         return _Bound(act, place.model, place.version)
@@ -144,7 +145,7 @@ class OipSurface:
     def _view(self, model: str, version: str | None) -> ModelView:
         view = self._directory.model(model)
         if version is not None:
-            check_version(view, version)
+            pin(view, version)
         return view
 
     # ------------------------------------------------------------------------------- statistics
@@ -177,9 +178,10 @@ class OipSurface:
             own = stats.get(view.name) or ModelStats()
             known = list(dict.fromkeys([*view.versions, *own.versions]))
             if version is not None:
-                if version not in known:
+                found = find(version, known)
+                if found is None:
                     raise NotFound(f"model {view.name!r} has served no version {version!r}")
-                known = [version]
+                known = [found]
             lines += documents.statistics(view.name, own, known)
         answer(exchange, {"model_stats": lines})
 

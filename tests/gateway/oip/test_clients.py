@@ -175,14 +175,17 @@ async def test_statistics_as_perf_analyzer_reads_them():
         readings = [client.get_inference_statistics()["model_stats"][0]]
         for _ in range(5):
             client.infer("simple", [x])
-        readings.append(client.get_inference_statistics("simple", "3-abc")["model_stats"][0])
+        readings.append(client.get_inference_statistics("simple", "3")["model_stats"][0])
         return readings
 
     async with served(FakeModel()) as url:
         before, after = await in_thread(url, work)
     assert before["inference_count"] == 0
     assert (after["inference_count"], after["execution_count"]) == (10, 5)
-    assert after["inference_stats"]["success"]["count"] == 5
+    # It takes the highest version, read as a number, and refuses unequal counts of computation.
+    assert after["version"] == "3"
+    stages = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {after["inference_stats"][stage]["count"] for stage in stages} == {5}
     assert after["inference_stats"]["queue"]["ns"] == 5 * 1_500_000
     assert after["inference_stats"]["compute_infer"]["ns"] == 5 * 2_500_000
     assert after["batch_stats"][0]["batch_size"] == 2

@@ -92,6 +92,8 @@ def test_session_priority_and_version_reach_the_model():
     call(model, BODY, *headers, path="/v2/models/simple/versions/2-def/infer")
     (request,) = model.submitted
     assert (request.session, request.priority, request.version) == ("s", 7, "2-def")
+    call(model, path="/v2/models/simple/versions/2/infer")
+    assert model.submitted.pop().version == "2-def"
     # The parameter is nearer to the request than the header.
     call(model, {"inputs": [X], "parameters": {"priority": 5}}, *headers)
     assert model.submitted[1].priority == -2

@@ -114,6 +114,16 @@ def test_binary_tensors_are_views_of_the_body():
     assert struct.unpack("<3f", request.inputs[0].data) == (7, 8, 9)
 
 
+def test_any_byte_but_0_is_true():
+    codec = Codec(echo_signature(TensorSpec("t", "BOOL", (3,))))
+    entry = {"name": "t", "datatype": "BOOL", "shape": [1, 3]}
+    entry["parameters"] = {"binary_data_size": 3}
+    assert (
+        bytes(parse({"inputs": [entry]}, b"\x00\x02\xff", codec).inputs[0].data) == b"\x00\x01\x01"
+    )
+    assert parse_infer(b"\x00\x02\xff", 0, codec).inputs[0].data == b"\x00\x01\x01"
+
+
 def test_the_small_things_of_a_request():
     request = parse({"id": "a", "inputs": [x()]})
     assert request.id == "a" and request.rows == 1 and request.key == ()

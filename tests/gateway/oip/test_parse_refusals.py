@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.wire import TensorSpec
 from gateway.errors import BadRequest
-from gateway.oip import Codec, parse_infer
+from gateway.oip import parse_infer
 from gateway.oip.values import join_strings
 from tests.gateway.oip.asked import CODEC, PAIR, VARIABLE, parse, refused, x
-from tests.gateway.oip.fakes import echo_signature
 
 
 def test_rows_must_agree_and_fit():
@@ -203,14 +201,6 @@ def test_wrong_binary_strings(raw, message):
     b = {"name": "b", "datatype": "BYTES", "shape": [1, 1]}
     b["parameters"] = {"binary_data_size": len(raw)}
     assert message in refused({"inputs": [a, b]}, raw, PAIR).message
-
-
-def test_bool_bytes_are_0_or_1():
-    codec = Codec(echo_signature(TensorSpec("t", "BOOL", (2,))))
-    entry = {"name": "t", "datatype": "BOOL", "shape": [1, 2]}
-    entry["parameters"] = {"binary_data_size": 2}
-    assert parse({"inputs": [entry]}, b"\x00\x01", codec).rows == 1
-    assert "neither 0 nor 1" in refused({"inputs": [entry]}, b"\x00\x02", codec).message
 
 
 def test_a_header_length_past_the_body():
