@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any
 
 from backends.wire import Buffer, Signature
 from gateway.errors import BadRequest, Cancelled, GatewayError, NoReplica, NotFound, Unsupported
@@ -26,8 +25,9 @@ from gateway.request import Answer, TensorRequest
 
 log = logging.getLogger(__name__)
 
-# Entries of each small cache; filled by clients' headers, models and versions.
+# Entries of the small caches: of models and versions, and of the headers that clients repeat.
 MAX_CACHED = 1024
+MAX_TERMS = 256
 
 
 class InferDesk:
@@ -90,7 +90,7 @@ class InferDesk:
         if known is not None and known[0] is headers:
             return known[1]
         terms = read_terms(headers)
-        if len(self._terms) >= MAX_CACHED:
+        if len(self._terms) >= MAX_TERMS:
             self._terms.clear()
         self._terms[id(headers)] = (headers, terms)
         return terms
@@ -186,7 +186,7 @@ def signature_of(view: ModelView) -> Signature:
     if signature is None:
         if view.kind != "tensor":
             raise Unsupported(f"model {view.name!r} takes no tensors; it is of kind {view.kind}")
-        raise NoReplica(view.reason(), retry_after=1.0)
+        raise NoReplica(view.reason())
     return signature
 
 
@@ -250,5 +250,5 @@ class InferHandler:
     def __init__(self, desk: InferDesk, name: str, version: str | None) -> None:
         self._desk, self._name, self._version = desk, name, version
 
-    def __call__(self, exchange: Exchange) -> Any:
+    def __call__(self, exchange: Exchange) -> None:
         self._desk.infer(exchange, self._name, self._version)

@@ -14,6 +14,7 @@ import pytest
 from backends.wire import TensorSpec
 from gateway.errors import DeadlineExceeded, ModelFailed, ReplicaFault, Shed
 from gateway.oip import OipSurface
+from gateway.oip.infer import MAX_TERMS
 from gateway.request import Answer, Tensor, TensorRequest
 from tests.gateway.oip.fakes import (
     FakeDirectory,
@@ -280,7 +281,7 @@ def test_shared_header_lists_are_read_once_and_never_mixed_up():
         exchange.headers = shared if turn % 2 else [(b"x-session-id", b"%d" % turn)]
         handler(exchange)
         assert model.submitted.pop().session == ("one" if turn % 2 else str(turn))
-    assert len(surface._desk._terms) <= 1024
+    assert len(surface._desk._terms) <= MAX_TERMS
 
 
 # ------------------------------------------------------------------------------------ compression

@@ -112,7 +112,8 @@ def test_a_model_that_no_replica_has_described_yet():
     surface = make(FakeModel("m", None))
     for path in ("", "/config"):
         exchange = ask(surface, "GET", f"/v2/models/m{path}")
-        assert exchange.status == 503 and exchange.fields["retry-after"] == "1"
+        # When one will, nobody knows yet: no promise.
+        assert exchange.status == 503 and "retry-after" not in exchange.fields
 
 
 def test_a_model_without_tensors():
