@@ -178,7 +178,7 @@ def parse(
         if required and key not in raw:
             raise ConfigError(path, key, f"missing; expected {item.metadata['kind'].expected}")
     config = ReplicaConfig(**values)
-    _check(config, raw)
+    _check(config, raw, text)
     return config
 
 
@@ -206,16 +206,20 @@ def _value(text: str) -> Any:
         return text
 
 
-def _check(config: ReplicaConfig, raw: Mapping[str, Any]) -> None:
+def _check(config: ReplicaConfig, raw: Mapping[str, Any], text: str) -> None:
     """What no single key shows."""
+
+    def wrong(key: str, expected: str) -> ConfigError:
+        return ConfigError(config.path, key, expected, line=_line_of(text, key))
+
     if (config.run is None) == (config.class_ is None):
         expected = 'expected either "run" (with "channel" and "code") or "class" (with "config")'
-        raise ConfigError(config.path, "run" if config.run else "class", expected)
+        raise wrong("run" if config.run else "class", expected)
     for key, needs in (("channel", "run"), ("code", "run"), ("config", "class")):
         if key in raw and needs not in raw:
-            raise ConfigError(config.path, key, f'has a meaning only with "{needs}"')
+            raise wrong(key, f'has a meaning only with "{needs}"')
     if config.code is not None and not config.folder(config.code).is_dir():
-        raise ConfigError(config.path, "code", f"there is no folder {config.folder(config.code)}")
+        raise wrong("code", f"there is no folder {config.folder(config.code)}")
 
 
 def _line_of(text: str, key: str) -> int | None:

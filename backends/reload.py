@@ -195,7 +195,10 @@ class Reload:
     def swapped(self, target: Target, now: float) -> list[Action]:
         """The device serves it now."""
         assert target == self.target and self.stage is Stage.SWAP, (target, self.stage)
-        self.serving, self.problem = target, ""
+        self.serving = target
+        goal = self._goal()
+        if goal is not None and goal.hash == target.hash:
+            self.problem = ""  # else it is why we are not where we should be
         self.held.remove(target)
         self.held.append(target)
         actions: list[Action] = [Note("reload.swapped", target)]

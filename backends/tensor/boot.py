@@ -5,7 +5,6 @@ Runs in a background thread; importing this module imports torch.
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple
@@ -42,9 +41,6 @@ def build(
         holder=_holder(config.model),
         bytes_per_second=config.load_bytes_per_second,
     )
-    # What was imported stays: the collector need not walk over it in the middle of a batch.
-    gc.collect()
-    gc.freeze()
     return Parts(Executor(runner, post), loader)
 
 

@@ -20,6 +20,8 @@ from backends.wire import DATATYPES, Frame, Signature, TensorSpec, WireError
 
 _LENGTH = struct.Struct("<I")
 Dims = tuple[int, ...]
+# What reading a meta of the wrong form raises.
+_NOT_AS_SAID = (WireError, LookupError, TypeError, ValueError, AttributeError)
 # One input of a piece: its bytes, or for BYTES a flat list of elements for each row.
 Part = memoryview | list[list[bytes]]
 
@@ -77,40 +79,42 @@ class Job:
         self.owner, self.id, self.data, self.arrived = owner, frame.id, frame.data, arrived
         self.done = False
         try:
-            self.meta = frame.json()
-            self.rows: list[int] = self.meta["rows"]
-            self.total = sum(self.rows)
-            if not isinstance(self.total, int) or min(self.rows, default=0) < 0:
-                raise BadFrame("rows are whole numbers from 0", param="rows")
-            self.pin: str | None = self.meta.get("version")
-            deadlines: list[float | None] | None = self.meta.get("deadlines_ms")
-            self.deadlines = deadlines
-            self.expires = float("inf")
-            if deadlines is not None:
-                if len(deadlines) != len(self.rows):
-                    raise BadFrame(f"{len(deadlines)} deadlines_ms for {len(self.rows)} requests")
-                soonest = min((left for left in deadlines if left is not None), default=None)
-                if soonest is not None:
-                    self.expires = arrived + soonest / 1e3
-            self.fit(signature)
-        except (WireError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadFrame(f"EXECUTE's meta is wrong: {type(error).__name__}: {error}") from error
+            self._read(frame.json())
+        except _NOT_AS_SAID as error:
+            raise _wrong(error) from error
+        self.fit(signature)
+
+    def _read(self, meta: Any) -> None:
+        self.meta = meta
+        self.rows: list[int] = meta["rows"]
+        self.total = sum(self.rows)
+        if not isinstance(self.total, int) or min(self.rows, default=0) < 0:
+            raise BadFrame("rows are whole numbers from 0", param="rows")
+        self.pin: str | None = meta.get("version")
+        if not isinstance(self.pin, str | None):
+            raise BadFrame("version must be a string", param="version")
+        self.deadlines: list[float | None] = meta.get("deadlines_ms") or []
+        if self.deadlines and len(self.deadlines) != len(self.rows):
+            raise BadFrame(f"{len(self.deadlines)} deadlines_ms, {len(self.rows)} requests")
+        soonest = _soonest(self.deadlines)
+        self.expires = float("inf") if soonest is None else self.arrived + soonest / 1e3
 
     def fit(self, signature: Signature) -> None:
         """Read the frame by this signature. Raises BadFrame."""
-        self.columns = _columns(self, signature)
         self.signature, self.limit = signature, signature.max_batch_size
         if self.total > self.limit:
-            raise BadFrame(
-                f"{self.total} rows are over the model's max_batch_size of {self.limit}",
-                param="rows",
-            )
-        heads = tuple(_key_of(column.dims, column.spec, signature) for column in self.columns)
-        self.key = (self.pin, id(signature), heads)
+            over = f"{self.total} rows are over the model's max_batch_size of {self.limit}"
+            raise BadFrame(over, param="rows")
+        try:
+            self.columns = _columns(self, signature)
+            heads = tuple([_key_of(column.dims, column.spec, signature) for column in self.columns])
+            self.key = (self.pin, id(signature), heads)
+        except _NOT_AS_SAID as error:
+            raise _wrong(error) from error
 
     def expired(self, now: float) -> list[int]:
         """The requests that must not be started any more."""
-        if now < self.expires or self.deadlines is None:
+        if now < self.expires:
             return []
         waited_ms = (now - self.arrived) * 1e3
         return [
@@ -150,6 +154,17 @@ def requests_of(piece: Piece) -> list[Piece]:
     if piece.last - piece.first == 1:
         return [piece]
     return piece.job.each()[piece.first : piece.last]
+
+
+def _wrong(error: Exception) -> BadFrame:
+    return BadFrame(f"EXECUTE's meta is wrong: {type(error).__name__}: {error}")
+
+
+def _soonest(deadlines: Sequence[float | None]) -> float | None:
+    try:
+        return min(deadlines, default=None)  # type: ignore[type-var]
+    except TypeError:  # some have none
+        return min((left for left in deadlines if left is not None), default=None)
 
 
 def variable_axis(spec: TensorSpec) -> int | None:

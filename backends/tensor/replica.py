@@ -47,10 +47,15 @@ SLOW_S = 1.0
 
 
 class TensorReplica:
-    """An engine for `Server`. `start` it once the loop runs; `drain`, wait `settled`, `close`."""
+    """An engine for `Server`. `start` it once the loop runs; `drain`, wait `settled`, `close`.
 
-    def __init__(self, config: ReplicaConfig, events: Events) -> None:
-        self._config, self._events = config, events
+    `imported` is called in the background once everything that takes memory for good is there.
+    """
+
+    def __init__(
+        self, config: ReplicaConfig, events: Events, imported: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config, self._events, self._imported = config, events, imported
         self._loop = asyncio.get_running_loop()
         self.server = Server(self, events)
         self._intake: Intake[Job] = Intake(config.max_intake)
@@ -227,6 +232,7 @@ class TensorReplica:
                 post=lambda answers, batch: self._post(self._deliver, answers, batch),
                 on_error=self._model_raised,
             )
+            self._imported()
             self._events("booted", seconds=round(time.monotonic() - began, 3))
             if self._config.class_ is None:
                 self._post(self._follow, parts)
@@ -278,6 +284,7 @@ class TensorReplica:
             slowdown=config.slowdown,
         )
         self._follower.start()
+        self.changed()
 
     def _deliver(self, answers: Sequence[Answer], batch: Batch | None) -> None:
         for job, outcome in answers:

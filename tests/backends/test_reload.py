@@ -1,0 +1,310 @@
+"""The reload's decisions: whatever happens, one load at a time, and never nothing where there was
+something; what is wanted last is served in the end, if it can be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.reload import (
+    LOADING,
+    Begin,
+    Cancel,
+    Commit,
+    Failure,
+    Note,
+    Quarantine,
+    Release,
+    Reload,
+    Stage,
+    Swap,
+    Target,
+)
+
+
+def target(step, generation=None):
+    return Target(step, f"{step:032x}", generation if generation is not None else step)
+
+
+A, B, C = target(1), target(2), target(3)
+
+
+def deeds(actions):
+    return [action for action in actions if not isinstance(action, Note)]
+
+
+def serving(*targets, keep=1):
+    """A machine that committed to targets[-1] after the others."""
+    reload = Reload(probation_s=10, keep=keep)
+    for number, goal in enumerate(targets):
+        wanted = [*reversed(targets[: number + 1])]
+        assert deeds(reload.want(wanted, 0)) == [Begin(goal)]
+        assert isinstance(deeds(reload.loaded(goal, 0))[0], Swap)
+        reload.swapped(goal, 0)
+        reload.tick(10)
+    assert reload.stage is Stage.IDLE and reload.serving == targets[-1]
+    return reload
+
+
+def on_probation():
+    reload = serving(A)
+    reload.want([B, A], 100)
+    reload.loaded(B, 100)
+    reload.swapped(B, 100)
+    assert reload.stage is Stage.PROBATION
+    return reload
+
+
+def test_the_first_version_is_served_without_probation():
+    reload = Reload(probation_s=10)
+    assert deeds(reload.want([A], 0)) == [Begin(A)]
+    for stage in LOADING:
+        reload.staged(A, stage)
+        assert reload.stage is stage
+    assert deeds(reload.loaded(A, 1)) == [Swap(A, None)]
+    assert reload.stage is Stage.SWAP and reload.serving is None
+    assert deeds(reload.swapped(A, 1)) == [Commit(A)]
+    assert (reload.stage, reload.serving, reload.generation) == (Stage.IDLE, A, 1)
+
+
+def test_the_old_version_is_kept_through_probation_and_then_released():
+    reload = on_probation()
+    assert reload.fallback == A and reload.held == [A, B]
+    assert deeds(reload.tick(109.9)) == []
+    assert deeds(reload.tick(110)) == [Commit(B), Release(A)]
+    assert reload.held == [B]
+
+
+def test_kept_versions_are_live_and_swapped_to_without_a_load():
+    reload = serving(A, B, keep=2)
+    assert reload.held == [A, B]
+    back = target(1, generation=3)
+    assert deeds(reload.want([back, B, A], 50)) == [Swap(A, None)]
+    assert deeds(reload.swapped(A, 50)) == [Commit(A)]
+    assert reload.generation == 3
+    assert reload.held == [B, A]
+
+
+def test_a_regression_goes_back_at_once_and_the_bad_one_is_not_tried_again():
+    reload = on_probation()
+    assert deeds(reload.regressed("it raises", 101)) == [Swap(A, None)]
+    assert deeds(reload.swapped(A, 101)) == [Commit(A), Release(B)]
+    assert reload.serving == A and reload.problem == f"{B.version}: it raises"
+    assert deeds(reload.want([B, A], 200)) == []
+    assert deeds(reload.want([C, B, A], 201)) == [Begin(C)]
+
+
+def test_a_regression_after_probation_is_none():
+    reload = serving(A, B)
+    assert reload.regressed("late", 500) == []
+
+
+def test_an_operator_may_have_the_refused_tried_again():
+    reload = on_probation()
+    reload.regressed("it raises", 101)
+    reload.swapped(A, 101)
+    assert deeds(reload.retry(300)) == [Begin(B)]
+
+
+def test_a_corrupt_version_is_quarantined_and_the_old_one_stays():
+    reload = serving(A)
+    reload.want([B, A], 1)
+    assert deeds(reload.failed(B, Failure.CORRUPT, "xxh3", 1)) == [Quarantine(B, "xxh3")]
+    assert reload.serving == A and reload.problem == f"{B.version}: xxh3"
+    assert deeds(reload.tick(1000)) == []
+    assert not reload.stuck
+
+
+def test_a_starting_replica_takes_the_newest_that_is_good():
+    reload = Reload(probation_s=10)
+    assert deeds(reload.want([C, B, A], 0)) == [Begin(C)]
+    assert deeds(reload.failed(C, Failure.CORRUPT, "x", 0)) == [Quarantine(C, "x"), Begin(B)]
+    assert deeds(reload.failed(B, Failure.REFUSED, "x", 0)) == [Begin(A)]
+    assert deeds(reload.failed(A, Failure.REFUSED, "x", 0)) == []
+    assert reload.stuck
+    assert deeds(reload.want([target(4), C], 1)) == [Begin(target(4))]
+    assert not reload.stuck
+
+
+def test_while_something_good_is_served_no_older_one_takes_its_place():
+    reload = serving(B)
+    reload.want([C, A], 1)
+    assert deeds(reload.failed(C, Failure.REFUSED, "x", 1)) == []
+    assert reload.serving == B
+
+
+def test_the_latest_wins_and_there_is_one_load_at_a_time():
+    reload = serving(A)
+    assert deeds(reload.want([B, A], 1)) == [Begin(B)]
+    assert deeds(reload.want([C, B, A], 2)) == [Cancel(B)]
+    assert deeds(reload.want([C, B, A], 3)) == []
+    assert deeds(reload.failed(B, Failure.CANCELLED, "newer", 4)) == [Begin(C)]
+
+
+def test_a_load_that_finished_before_its_cancel_is_let_go():
+    reload = serving(A)
+    reload.want([B, A], 1)
+    reload.want([C, B, A], 2)
+    assert deeds(reload.loaded(B, 3)) == [Release(B), Begin(C)]
+
+
+def test_a_channel_that_goes_back_cancels_the_load_and_nothing_more():
+    reload = serving(A)
+    reload.want([B, A], 1)
+    assert deeds(reload.want([target(1, 3), B, A], 2)) == [Cancel(B)]
+    assert deeds(reload.failed(B, Failure.CANCELLED, "", 3)) == []
+    assert reload.serving == A and reload.generation == 3
+
+
+def test_a_channel_that_goes_back_in_probation_swaps_back_at_once():
+    reload = on_probation()
+    assert deeds(reload.want([target(1, 3), B, A], 105)) == [Swap(A, None)]
+    assert deeds(reload.swapped(A, 105)) == [Commit(A), Release(B)]
+
+
+def test_a_newer_version_waits_for_the_end_of_probation():
+    reload = on_probation()
+    assert deeds(reload.want([C, B, A], 105)) == []
+    assert deeds(reload.tick(110)) == [Commit(B), Release(A), Begin(C)]
+
+
+def test_passing_troubles_are_tried_again_less_and_less_often():
+    reload, now, pauses = serving(A), 1.0, []
+    assert deeds(reload.want([B, A], now)) == [Begin(B)]
+    for _ in range(9):
+        reload.failed(B, Failure.TRANSIENT, "disk full", now)
+        began = now
+        while deeds(reload.tick(now)) != [Begin(B)]:
+            now += 0.25
+        pauses.append(now - began)
+    assert pauses == sorted(pauses) and pauses[0] == 0.5 and pauses[-1] == 30.0
+    reload.failed(B, Failure.TRANSIENT, "disk full", now)
+    assert deeds(reload.want([C, B, A], now)) == [Begin(C)]
+
+
+def test_an_operator_rolls_back_to_where_the_channel_was():
+    reload = serving(A, B)
+    assert deeds(reload.give_up("operator", 50)) == [Begin(A)]
+    assert reload.serving == B
+    assert deeds(reload.loaded(A, 51)) == [Swap(A, None)]
+    assert deeds(reload.swapped(A, 51)) == [Commit(A), Release(B)]
+
+
+def test_an_operator_rolls_back_in_probation():
+    assert deeds(on_probation().give_up("operator", 101)) == [Swap(A, None)]
+
+
+def test_there_must_be_something_to_go_back_to():
+    reload = serving(A)
+    with pytest.raises(ValueError, match="nowhere else"):
+        reload.give_up("operator", 1)
+    assert deeds(reload.tick(2)) == []
+    with pytest.raises(ValueError, match="idle"):
+        Reload(probation_s=1).give_up("operator", 1)
+
+
+def test_without_probation_a_swap_commits():
+    reload = Reload(probation_s=0)
+    for goal in (A, B):
+        reload.want([goal], 0)
+        assert deeds(reload.loaded(goal, 0)) == [Swap(goal, None)]
+        done = deeds(reload.swapped(goal, 0))
+    assert done == [Commit(B), Release(A)]
+
+
+class Shell:
+    """Does what the machine says, a step whenever the test wants, and checks it."""
+
+    def __init__(self, keep):
+        self.reload = Reload(probation_s=10, keep=keep)
+        self.loading = self.swapping = None
+        self.live, self.refused, self.now = set(), set(), 0.0
+        self.ever_served = False
+
+    def do(self, actions):
+        for action in actions:
+            match action:
+                case Begin(goal):
+                    assert self.loading is None, "two loads at a time"
+                    assert goal.hash not in self.refused, "a refused hash was tried again"
+                    assert goal.hash not in self.live, "loaded twice"
+                    self.loading = goal
+                case Cancel(goal):
+                    assert self.loading == goal
+                case Swap(goal, fallback):
+                    assert self.swapping is None
+                    assert goal.hash in self.live
+                    assert fallback is None or fallback.hash in self.live
+                    self.swapping = goal
+                case Release(goal):
+                    assert self.reload.serving is None or goal.hash != self.reload.serving.hash
+                    self.live.remove(goal.hash)
+        if self.ever_served:
+            assert self.reload.serving.hash in self.live, "what serves was given up"
+
+    def step(self, outcome):
+        """The background does something."""
+        if self.swapping is not None:
+            goal, self.swapping = self.swapping, None
+            self.ever_served = True
+            self.do(self.reload.swapped(goal, self.now))
+        elif self.loading is not None:
+            goal, self.loading = self.loading, None
+            if outcome is None:
+                self.live.add(goal.hash)
+                self.do(self.reload.loaded(goal, self.now))
+            else:
+                if outcome in (Failure.CORRUPT, Failure.REFUSED):
+                    self.refused.add(goal.hash)
+                self.do(self.reload.failed(goal, outcome, "why", self.now))
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("want"), st.integers(1, 5)),
+        st.tuples(st.just("step"), st.sampled_from([None, None, *Failure])),
+        st.tuples(st.just("wait"), st.sampled_from([0.3, 5.0, 40.0])),
+        st.tuples(st.just("regress"), st.none()),
+        st.tuples(st.just("give_up"), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@given(events, st.integers(1, 3))
+def test_whatever_happens_the_invariants_hold_and_the_wanted_is_served(events, keep):
+    shell, history = Shell(keep), []
+    for generation, (kind, value) in enumerate(events, 1):
+        if kind == "want":
+            history.insert(0, target(value, generation))
+            shell.do(shell.reload.want(history, shell.now))
+        elif kind == "step":
+            shell.step(value)
+        elif kind == "wait":
+            shell.now += value
+            shell.do(shell.reload.tick(shell.now))
+        elif kind == "regress":
+            before = shell.reload.serving
+            actions = shell.reload.regressed("why", shell.now)
+            if actions:
+                shell.refused.add(before.hash)
+            shell.do(actions)
+        else:
+            before = shell.reload.serving
+            try:
+                actions = shell.reload.give_up("why", shell.now)
+            except ValueError:
+                continue
+            shell.refused.add(before.hash)
+            shell.do(actions)
+    for _ in range(40):  # from here on, nothing fails
+        shell.step(None)
+        shell.now += 50
+        shell.do(shell.reload.tick(shell.now))
+    assert shell.reload.stage is Stage.IDLE
+    assert len(shell.reload.held) <= keep
+    assert {live.hash for live in shell.reload.held} == shell.live
+    if history and history[0].hash not in shell.refused:
+        assert shell.reload.serving.hash == history[0].hash
+        assert shell.reload.generation == history[0].generation
