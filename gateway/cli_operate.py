@@ -20,8 +20,7 @@ from gateway import config
 from gateway.config import ConfigError, split_listen
 
 DEFAULT = "127.0.0.1:8081"
-# A reload answers when the new version is loaded and verified.
-PATIENCE_S = 660.0
+PATIENCE_S = 60.0
 
 
 class Refused(Exception):
@@ -47,6 +46,7 @@ class AdminClient:
     """One gateway's admin listener at "host:port" or "unix:/path"."""
 
     def __init__(self, address: str, key: str | None) -> None:
+        self.patience_s: float | None = PATIENCE_S
         try:
             self._target = split_listen(address.removeprefix("http://").rstrip("/"))
         except ValueError as error:
@@ -69,7 +69,7 @@ class AdminClient:
 
     def _ask(self, method: str, path: str, body: Any) -> Any:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        connection = _connection(self._target)
+        connection = _connection(self._target, self.patience_s)
         try:
             connection.request(
                 method, path, None if body is None else json.dumps(body).encode(), headers
@@ -95,21 +95,20 @@ class AdminClient:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=PATIENCE_S)
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
-def _connection(target: tuple[str, int] | str) -> http.client.HTTPConnection:
+def _connection(target: tuple[str, int] | str, timeout: float | None) -> http.client.HTTPConnection:
     if isinstance(target, str):
-        return _UnixConnection(target)
-    host, port = target
-    return http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+        return _UnixConnection(target, timeout)
+    return http.client.HTTPConnection(*target, timeout=timeout)
 
 
 # ------------------------------------------------------------------------------------ the verbs
@@ -161,6 +160,7 @@ def _weight(admin: AdminClient, arguments: argparse.Namespace) -> None:
 
 def _reload(admin: AdminClient, arguments: argparse.Namespace) -> None:
     if arguments.file:
+        admin.patience_s = None  # new replicas load their models first
         changed = admin.post("/config/reload")["changed"]
         print("\n".join(changed) or "read again; nothing has changed")
     else:
@@ -172,9 +172,10 @@ def _rollback(admin: AdminClient, arguments: argparse.Namespace) -> None:
 
 
 def _show_replies(answer: dict[str, Any]) -> None:
+    """Each replica's state at this moment; `status` shows how it goes on."""
     for name, reply in answer["replicas"].items():
-        said = ", ".join(f"{key} {value}" for key, value in reply.items())
-        print(f"{name}: {said or 'done'}")
+        target = f" → {reply['reload_to']}" if reply.get("reload_to") else ""
+        print(f"{name}: asked; serves {reply['version'] or 'nothing'}, {reply['reload']}{target}")
 
 
 _VERBS = {

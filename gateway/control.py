@@ -43,7 +43,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self.status: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
-        self._next_id = 1
+        self._next_id, self._why = 1, ""
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -111,6 +111,8 @@ class ControlChannel(asyncio.BufferedProtocol):
             self._start(frame)
         elif frame.kind == Kind.PING:
             self._send(Kind.PONG, frame.id)
+        elif frame.kind == Kind.ERROR and frame.id == 0:  # of the connection: it closes now
+            self._why = f": {Fault.from_json(frame.json()).message}"
         elif frame.kind in (Kind.REPLY, Kind.ERROR):
             answer = self._calls.get(frame.id)
             if answer is None or answer.done():  # its caller has given up
@@ -165,7 +167,9 @@ class ControlChannel(asyncio.BufferedProtocol):
     def gone(self) -> ControlError:
         """Why nothing can be asked any more."""
         return ControlError(
-            f"the connection to {self.peer} is closed", status=503, code="connection_closed"
+            f"the connection to {self.peer} is closed{self._why}",
+            status=503,
+            code="connection_closed",
         )
 
 

@@ -22,8 +22,10 @@ from gateway.process import Child
 from gateway.replica_process import ReplicaProcess
 from gateway.worker_process import WorkerProcess
 
-# A reload reads, verifies and swaps a whole checkpoint.
-RELOAD_S = 600.0
+# A replica answers at once; what it was asked for comes later, and shows in its status.
+REPLICA_S = 30.0
+# What an operator is told of a replica's answer, which is its whole STATUS.
+TOLD = ("state", "version", "reload", "reload_to", "generation")
 EVENTS_SHOWN = 40
 WATCH_S = 1.0
 
@@ -134,7 +136,7 @@ class Operations:
         self.events.add("weight", replica, f"weight {weight:g}")
 
     async def reload(self, model: str) -> Json:
-        """Every native replica looks at its channel now; their answers by replica."""
+        """Every native replica looks at its channel now; what they said by name."""
         return await self._replicas_do(model, "reload")
 
     async def rollback(self, model: str) -> Json:
@@ -188,10 +190,11 @@ class Operations:
 
         async def ask(address: str) -> Json | ControlError:
             try:
-                async with asyncio.timeout(RELOAD_S):
-                    return await call_replica(address, op)
+                async with asyncio.timeout(REPLICA_S):
+                    answer = await call_replica(address, op)
+                return {key: answer[key] for key in TOLD if key in answer}
             except TimeoutError:
-                return ControlError(f"no answer within {RELOAD_S:g} s", status=504, code="timeout")
+                return ControlError(f"no answer within {REPLICA_S:g} s", status=504, code="timeout")
             except ControlError as error:
                 return error
 
@@ -200,7 +203,7 @@ class Operations:
         by_name = {replica.name: answer for replica, answer in zip(native, answers, strict=True)}
         failed = {n: a for n, a in by_name.items() if isinstance(a, ControlError)}
         for name in by_name:
-            self.events.add(op, name, f"failed: {failed[name]}" if name in failed else "asked for")
+            self.events.add(op, name, f"refused: {failed[name]}" if name in failed else "asked for")
         if failed:
             first = next(iter(failed.values()))
             text = "; ".join(f"{name}: {error}" for name, error in failed.items())
@@ -247,4 +250,10 @@ class Shared(Generic[T]):
 
 
 def _process(child: Child) -> Json:
-    return {"pid": child.pid, "state": child.state, "restarts": child.restarts, "how": child.how}
+    return {
+        "pid": child.pid,
+        "state": child.state,
+        "restarts": child.restarts,
+        "how": child.how,
+        "said": child.said,
+    }

@@ -22,7 +22,8 @@ def overview(
     config: GatewayConfig, reports: Sequence[Json], processes: Mapping[str, Json]
 ) -> list[Json]:
     """The `models` of a status: every configured one, also while no worker reports. `processes`
-    are those of the spawned replicas by name: pid, state, restarts and how the last one ended."""
+    are those of the spawned replicas by name: pid, state, restarts, how the last one ended and what
+    it said."""
     merged = []
     for model in config.models:
         seen = [
@@ -72,7 +73,8 @@ def _replica(unseen: Json, views: Sequence[Json], process: Json | None) -> Json:
     if process is not None:
         worst["process"] = process
         if worst["state"] == "unreachable" and process["state"] == "waiting":
-            worst["reason"] = f"its process {process['how']}; it is started again"
+            said = f" ({process['said']})" if process.get("said") else ""
+            worst["reason"] = f"its process {process['how']}{said}; it is started again"
     return worst
 
 

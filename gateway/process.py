@@ -88,7 +88,7 @@ class Child:
         self.state = "starting"
         self.pid = 0
         self.restarts = 0
-        self.how = ""  # how the last process ended
+        self.how = self.said = ""  # how the last process ended, and its last words
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._launch, self._watcher, self._backoff = launch, watcher, backoff
         self._process: asyncio.subprocess.Process | None = None
@@ -188,6 +188,7 @@ class Child:
             await asyncio.gather(watching, return_exceptions=True)
             await self._process.wait()
             output.close()
+            self.said = self.tail[-1] if self.tail else ""
             self.pid, self._process = 0, None
 
     def _watched(self, watching: asyncio.Future[None]) -> None:

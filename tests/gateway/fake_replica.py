@@ -24,13 +24,16 @@ class FakeReplica(asyncio.Protocol):
     def data_received(self, data):
         for frame in self.decoder.feed(data):
             if frame.kind == Kind.HELLO:
-                status = Status(model="m", kind="tensor", state="ready", pid=os.getpid())
-                self.send(Kind.STATUS, 0, status.to_json())
+                self.send(Kind.STATUS, 0, self.status())
             elif frame.kind == Kind.CONTROL and frame.json()["op"] == "reload":
-                self.send(Kind.REPLY, frame.id, {"version": "2-b"})
+                self.send(Kind.REPLY, frame.id, self.status(reload="load", reload_to="2-b"))
             elif frame.kind == Kind.CONTROL:
                 fault = Fault(status=409, code="no_version", message="nothing to go back to")
                 self.send(Kind.ERROR, frame.id, fault.to_json())
+
+    def status(self, **more):
+        plain = {"model": "m", "kind": "tensor", "state": "ready", "version": "1-a"}
+        return Status(**plain, pid=os.getpid(), **more).to_json()
 
     def send(self, kind, id, meta):
         self.transport.writelines(encode(kind, id, meta))

@@ -68,7 +68,9 @@ async def test_reload_and_rollback_are_asked_of_each_replica(tmp_path):
     async with admin(tmp_path) as running:
         runtime = running.supervisor.runtime
         await until(lambda: all((runtime / f"r-{n}.sock").exists() for n in (0, 1)))
-        replies = {"r-0": {"version": "2-b"}, "r-1": {"version": "2-b"}}
+        reply = {"state": "ready", "version": "1-a", "generation": 0}
+        reply |= {"reload": "load", "reload_to": "2-b"}
+        replies = {"r-0": reply, "r-1": reply}
         assert await running.ask("POST", "/models/m/reload") == (
             200,
             {"model": "m", "replicas": replies},

@@ -137,7 +137,10 @@ async def test_switches(tmp_path, capsys):
 async def test_reload_and_rollback(tmp_path, capsys):
     async with supervised(tmp_path) as running:
         assert await command(running, "reload", "m") == 0
-        assert capsys.readouterr().out == "r-0: version 2-b\nr-1: version 2-b\n"
+        assert capsys.readouterr().out.splitlines() == [
+            "r-0: asked; serves 1-a, load → 2-b",
+            "r-1: asked; serves 1-a, load → 2-b",
+        ]
         assert await command(running, "rollback", "m") == 1
         assert "rollback: rollback failed on r-0: nothing to go back to" in capsys.readouterr().err
 

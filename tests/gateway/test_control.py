@@ -155,7 +155,7 @@ async def test_a_ping_is_answered_and_other_frames_are_let_be():
 async def test_an_operation_on_a_replica_and_its_status(tmp_path):
     server = await asyncio.get_running_loop().create_unix_server(FakeReplica, tmp_path / "r.sock")
     address = f"unix:{tmp_path}/r.sock"
-    assert await call_replica(address, "reload") == {"version": "2-b"}
+    assert (await call_replica(address, "reload"))["reload_to"] == "2-b"
     with pytest.raises(ControlError, match="nothing to go back to") as caught:
         await call_replica(address, "rollback")
     assert caught.value.status == 409
@@ -169,6 +169,24 @@ async def test_a_replica_that_is_not_there(address):
     with pytest.raises(ControlError, match=f"cannot reach the replica at {address}") as caught:
         await call_replica(address, "reload")
     assert caught.value.status == 503
+
+
+async def test_a_replica_that_refuses_the_connection_says_why():
+    class Refusing(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            fault = Fault(status=400, code="bad_wire", message="we speak another version")
+            self.transport.writelines(encode(Kind.ERROR, 0, fault.to_json()))
+            self.transport.close()
+
+    server = await asyncio.get_running_loop().create_server(Refusing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(ControlError, match="is closed: we speak another version"):
+        await call_replica(f"tcp:127.0.0.1:{port}", "reload")
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_replica_that_closes_before_it_says_anything():

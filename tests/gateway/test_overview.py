@@ -88,5 +88,8 @@ def test_why_a_process_does_not_run_explains_why_nobody_reaches_it():
     (found,) = merged(report(view), processes={"r": process})[0]["replicas"]
     assert found["reason"] == "its process exited with status 2; it is started again"
     assert found["process"] == process
+    process["said"] = "no such file"
+    (found,) = merged(report(view), processes={"r": process})[0]["replicas"]
+    assert found["reason"].startswith("its process exited with status 2 (no such file);")
     (ready,) = merged(report(replica()), processes={"r": process})[0]["replicas"]
     assert ready["reason"] == "it is ready"

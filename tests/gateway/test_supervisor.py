@@ -112,6 +112,7 @@ async def test_a_replica_that_cannot_start_says_why_in_the_status(tmp_path, capl
         status = await running.status()
         process = status["models"][0]["replicas"][0]["process"]
         assert process["how"] == "exited with status 1" and process["restarts"] > 1
+        assert process["said"] == "its model is not there"
         assert "its model is not there" in caplog.text
 
 
