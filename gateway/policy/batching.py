@@ -1,81 +1,44 @@
 """Dynamic batching: which waiting requests a free slot runs together, and when.
 
 Owns every waiting request of one model. Late binding: a batch is closed when a slot is free, never
-before. Opens no socket and reads no clock. Invariants: an item added leaves exactly once, through
-`Plan.batch`, `Plan.dropped` or `discard`; a batch holds one key and at most `max_batch_size` rows;
-a lone request never waits; an item without a deadline is never dropped and never starved.
+before. Opens no socket and reads no clock; the arithmetic is in batch_rule. Invariants: an item
+added leaves exactly once, through `Plan.batch`, `Plan.dropped` or `discard`; a batch holds one key
+and keeps within `max_batch_size`; a lone request at low load never waits; an item without a
+deadline is never dropped for being late and never starved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from math import inf
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from math import inf, nextafter
+from typing import Generic, NamedTuple
 
 from gateway.policy.arrivals import ArrivalRate
-from gateway.policy.batch_queue import KeyQueue
+from gateway.policy.batch_index import LaneIndex
+from gateway.policy.batch_lane import Lane
+from gateway.policy.batch_rule import Targets, cut, fitting, share
+from gateway.policy.batch_types import BatchingKnobs, Item, Plan, Refusal, T
 from gateway.policy.service import ServiceCurve
 
+__all__ = ["Batcher", "BatchingKnobs", "Item", "Plan", "Refusal"]
 
-class Item(Protocol):
-    """What waits. Times are absolute, in seconds; none of these may change while it waits."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def arrived(self) -> float: ...
-    @property
-    def deadline(self) -> float: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def key(self) -> Hashable: ...
+_TIMER_S = 0.002  # how late a timer may fire: holding ends this much before it must…
+_TIMER_SHARE = 0.05  # …but no more than this part of the usual deadline
+_REFRESH = 0.1  # relative change of the load, and share of the deadline, that renew the targets
+_KEPT = 64  # curves whose targets are kept
+_RETRY = 8  # a probe of what seems hopeless may take one part in so many of a slot's time…
+_PROBE_S = 0.25  # …but comes at least this often
+_ALIKE_WEIGHT = 1.0 / 64.0
 
 
-T = TypeVar("T", bound=Item)
+class _Derived(NamedTuple):
+    """Targets, and what they were derived from."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchingKnobs:
-    """`slo_s`: the usual deadline, from which holding is decided; None never holds.
-    `max_batch_size`, `max_queue`: rows. `patience_s`: an item without a deadline is as urgent as
-    one that must end this long after its arrival; one step of priority is worth as much."""
-
-    max_batch_size: int
-    slo_s: float | None = None
-    max_queue: int = 4096
-    hold: bool = True
-    patience_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_batch_size < 1:
-            raise ValueError("max_batch_size must be at least 1")
-        if self.max_queue < self.max_batch_size:
-            raise ValueError("max_queue must be at least max_batch_size")
-        if self.slo_s is not None and self.slo_s <= 0:
-            raise ValueError("slo_s must be positive")
-        if self.patience_s <= 0:
-            raise ValueError("patience_s must be positive")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why an item was not taken in. `retry_after`: seconds until what waits now has drained, None
-    while no drain rate is known."""
-
-    retry_after: float | None
-    reason: str  # "queue_full" or "too_late"
-
-
-class Plan(NamedTuple, Generic[T]):
-    """`batch` runs now (may be empty); `dropped` can no longer be met. Both have left the batcher.
-    Ask again at `wake` if nothing happens before; None: when an item comes or a slot frees."""
-
-    batch: list[T]
-    reason: str  # why this batch, or why none: "full", "all", "late", "hold", "busy", "empty"
-    dropped: list[T]
-    wake: float | None
+    targets: Targets
+    changes: int
+    slots: int
+    rate: float
+    check_at: float
 
 
 class Batcher(Generic[T]):
@@ -83,11 +46,22 @@ class Batcher(Generic[T]):
 
     def __init__(self, knobs: BatchingKnobs) -> None:
         self.knobs = knobs
-        self.arrivals = ArrivalRate()
+        slo = knobs.slo_s
+        fast = 0.25 if slo is None else max(slo / 2.0, 0.005)
+        self.arrivals = ArrivalRate(fast, 12.0 * fast)
         self.departures = ArrivalRate()
-        self._queues: dict[Hashable, KeyQueue[T]] = {}
-        self._count = 0
-        self._rows = 0
+        self._limit = knobs.max_cost or knobs.max_batch_size
+        self._margin = 0.0 if slo is None else min(_TIMER_S, slo * _TIMER_SHARE)
+        self._lanes: LaneIndex[T] = LaneIndex()
+        self._ranks: dict[int, int] = {}  # waiting size by priority
+        self._count = self._rows = self._size = 0
+        self._derived: dict[ServiceCurve, _Derived] = {}
+        self._displaced: list[T] = []
+        self._last_key: Hashable = None
+        self._alike = 1.0  # how often an item has the key of the one before
+        self._last_end = 0.0  # when the batch sent last should end
+        self._last_probe = -inf
+        self._drain = 0.0  # the most that the slots can do, per second; 0 while unknown
 
     def __len__(self) -> int:
         return self._count
@@ -97,31 +71,43 @@ class Batcher(Generic[T]):
         return self._rows
 
     def add(self, item: T, now: float) -> Refusal | None:
-        """Take an item in. It is refused when the queue is full or its time is already over."""
-        self.arrivals.observe(now, item.rows)
-        if self._rows + item.rows > self.knobs.max_queue and self._count:
-            return Refusal(self.drained_in(now), "queue_full")
-        if item.deadline <= now:
+        """Take an item in, or say why not. An item of higher priority displaces one of lower
+        priority from a full queue; the displaced one is in the next plan's `dropped`."""
+        knobs = self.knobs
+        rows = size = item.rows
+        if knobs.cost is not None:
+            size = knobs.cost(item)
+        self.arrivals.observe(now, size)
+        if rows > knobs.max_batch_size or size > self._limit:
+            return Refusal(None, "too_large")
+        if item.deadline <= now or (len(self._ranks) > 1 and self._outranked(item, size, now)):
             return Refusal(self.drained_in(now), "too_late")
-        self._put(item, first=False)
+        if self._rows + rows > knobs.max_queue and not self._displace(item):
+            return Refusal(self.drained_in(now), "queue_full")
+        key = item.key
+        self._alike += ((key == self._last_key) - self._alike) * _ALIKE_WEIGHT
+        self._last_key = key
+        lane = self._enter(item, rows, size)
+        if lane.append(item, self._due(item), size):
+            self._lanes.moved(lane)
         return None
 
     def discard(self, item: T) -> bool:
         """Take out an item that nobody wants any more. False when it was not waiting."""
-        queue = self._queues.get(item.key)
-        if queue is None:
+        lane = self._lanes.find(item.key, item.priority, item.deadline == inf)
+        if lane is None:
             return False
-        at = queue.find(item, self._order(item))
-        if at < 0:
+        before = lane.size
+        if not lane.remove(item, self._due(item)):
             return False
-        queue.remove(at)
-        self._left(queue, 1, item.rows)
+        self._left(lane, [item], before - lane.size)
         return True
 
     def requeue(self, items: Sequence[T], now: float) -> None:
-        """Take back a batch whose replica died, ahead of its equals, whatever the queue's bound."""
-        for item in reversed(items):
-            self._put(item, first=True)
+        """Take back a batch whose replica died, ahead of its equals, whatever the queue's bound.
+        What cannot be met any more is dropped by the next plan."""
+        self._last_end = min(self._last_end, now)
+        self._put_back(items)
 
     def next(
         self,
@@ -133,81 +119,208 @@ class Batcher(Generic[T]):
         accept: Callable[[Hashable], bool] | None = None,
         ahead: float = 0.0,
     ) -> Plan[T]:
-        """Decide. `free`, `slots`: free and all slots of the replicas that could serve; `curve`:
-        of the replica that would run the batch; `accept`: the keys that it can run; `ahead`:
-        predicted seconds of work that the replica has to finish before it begins this batch.
+        """Decide. `free`, `slots`: how many batches could start now, and how many can execute at
+        once, on the replicas that could serve (one that executes one batch at a time counts once,
+        however many it takes in). `curve`: of the replica that would run the batch; `accept`: the
+        keys that it can run; `ahead`: seconds of work that it has to finish first.
 
         Call it when an item was added, when a slot freed, and at `Plan.wake`; with `free=0` too,
-        so that items expire on time while every slot is busy.
+        so that items expire on time while every slot is busy. Call again after a batch.
         """
+        dropped, self._displaced = self._displaced, []
         if not self._count:
-            return Plan([], "empty", [], None)
+            return Plan([], "empty", dropped, None)
         if free <= 0:
-            return self._expire(now)
-        queue = self._pick(accept)
-        if queue is None:
-            return Plan([], "empty", [], None)
-        late: list[int] = []
-        batch: list[int] = []
-        rows, full, begin = 0, False, now + ahead
-        soonest = begin + curve.mean(1)
-        for at in queue.places():
-            if queue.deadlines[at] < soonest:
-                late.append(at)
-                continue
-            if batch and rows + queue.sizes[at] > self.knobs.max_batch_size:
-                full = True
-                break
-            batch.append(at)
-            rows += queue.sizes[at]
-        while len(batch) > 1 and queue.deadlines[batch[0]] < begin + curve.mean(rows):
-            rows -= queue.sizes[batch[0]]
-            late.append(batch.pop(0))
-        dropped_rows = sum(queue.sizes[at] for at in late)
-        dropped, sent = queue.take(late), queue.take(batch)
-        self._left(queue, len(late) + len(batch), dropped_rows + rows)
-        self.departures.observe(now, rows)
-        return Plan(sent, "full" if full else "all", dropped, now if full else None)
+            return self._wait("busy", now, dropped)
+        begin = now + ahead
+        while (lane := self._lanes.lead(now, accept)) is not None:
+            targets = self._targets(curve, slots, now)
+            until = self._hold(lane, targets, curve, now, free, slots, ahead)
+            if until > now:
+                return self._wait("hold" if ahead <= self._margin else "busy", now, dropped, until)
+            late, count = cut(lane, begin, targets, self._limit)
+            probe = not count and self._probe(lane, targets, now)
+            if probe:
+                late = lane.before(now)
+                count = fitting(lane, self._limit, late)
+            if late and (free == 1 or not count):  # else another slot may still meet them
+                dropped += self._take(lane, 0, late)
+                late = 0
+            if count:
+                waiting = self._size
+                batch, reason = self._close(lane, late, count, targets, begin)
+                sent = waiting - self._size
+                self._last_end = begin + targets.seconds(sent)
+                self.departures.observe(now, sent)
+                return Plan(batch, "probe" if probe else reason, dropped, self._expiry())
+        return self._wait("late" if dropped else "unaccepted", now, dropped)
 
     def drained_in(self, now: float) -> float | None:
         """Seconds until what waits now has been sent, at the present pace."""
         rate = self.departures.rate(now)
-        return self._rows / rate if rate > 0 else None
+        return self._size / rate if rate > 0.0 else None
 
-    def _put(self, item: T, *, first: bool) -> None:
-        queue = self._queues.get(item.key)
-        if queue is None:
-            queue = self._queues[item.key] = KeyQueue(item.key)
-        queue.add(item, self._order(item), item.deadline, item.rows, first=first)
+    # ---------------------------------------------------------------------------------- decisions
+
+    def _targets(self, curve: ServiceCurve, slots: int, now: float) -> Targets:
+        """What the rules need, derived anew when the curve, the slots or the load have changed."""
+        derived = self._derived.get(curve)
+        same = derived is not None and derived.changes == curve.changes and derived.slots == slots
+        if derived is not None and same and now < derived.check_at:
+            return derived.targets
+        slo = self.knobs.slo_s
+        rate = 0.0 if slo is None else self.arrivals.rate(now) * self._alike
+        check_at = inf if slo is None else now + slo * _REFRESH
+        if derived is not None and same and abs(rate - derived.rate) <= _REFRESH * derived.rate:
+            self._derived[curve] = derived._replace(check_at=check_at)
+            return derived.targets
+        if len(self._derived) >= _KEPT:
+            self._derived.clear()
+        targets = Targets(curve, rate, slots, slo, self._limit)
+        self._derived[curve] = _Derived(targets, curve.changes, slots, rate, check_at)
+        self._drain = targets.drain
+        return targets
+
+    def _hold(
+        self,
+        lane: Lane[T],
+        targets: Targets,
+        curve: ServiceCurve,
+        now: float,
+        free: int,
+        slots: int,
+        ahead: float,
+    ) -> float:
+        """Until when the batch is better kept open; `now` or earlier: close it."""
+        slo = self.knobs.slo_s
+        if slo is None or not self.knobs.hold:
+            return now
+        if ahead > self._margin:
+            return now + ahead - self._margin
+        size = self._size
+        if targets.hold == 1 or self._lanes.keys > 1:
+            return now
+        if size >= min(share(targets.hold, free, slots), self._limit):
+            return now
+        lanes = self._lanes.of_key(lane.key)
+        due = min(min(each.due, each.soonest.arrived + slo) for each in lanes)
+        # Front-run time: after it, one more item could not be added without losing the first.
+        until = due - curve.upper(size + 1) - self._margin
+        if slots == 2 and free == 1:  # half a batch before the other slot is free
+            until = min(until, self._last_end - targets.seconds(size) / 2.0)
+        return until
+
+    def _close(
+        self, lane: Lane[T], late: int, count: int, targets: Targets, begin: float
+    ) -> tuple[list[T], str]:
+        """The batch: `count` items of the leading lane past `late`, and, as far as this harms none
+        of them, what waits in the other lanes of the key."""
+        lanes = list(self._lanes.of_key(lane.key))
+        waiting = sum(each.size for each in lanes)
+        slack = inf if lane.open else lane.due_at(late) - begin
+        before = self._size
+        batch = self._take(lane, late, count)
+        if len(lanes) > 1:
+            goal = targets.best(min(targets.within(slack), waiting, self._limit))
+            for other in lanes:
+                room = goal - (before - self._size)
+                if other is lane or room <= 0:
+                    continue
+                skip = 0 if other.open else other.before(begin + targets.seconds(goal))
+                batch += self._take(other, skip, fitting(other, room, skip))
+        if self.knobs.cost is not None:
+            self._trim(batch)
+        size = before - self._size
+        if size == waiting:
+            return batch, "all"
+        return batch, "full" if size == self._limit else "sized"
+
+    def _trim(self, batch: list[T]) -> None:
+        """Put back what is over the bound on rows, when batches are budgeted in something else."""
+        rows = sum(item.rows for item in batch)
+        back = []
+        while rows > self.knobs.max_batch_size:
+            back.append(batch.pop())
+            rows -= back[-1].rows
+        self._put_back(back[::-1])
+
+    def _probe(self, lane: Lane[T], targets: Targets, now: float) -> bool:
+        """Whether to run what the curve says is hopeless. When even a fresh item could not be met,
+        the curve may be wrong, and nothing but a batch can tell."""
+        freshest = lane.last
+        if freshest.deadline <= now or freshest.deadline - freshest.arrived >= targets.seconds(1):
+            return False
+        if now < self._last_probe + min(_RETRY * targets.seconds(1), _PROBE_S):
+            return False
+        self._last_probe = now
+        return True
+
+    def _outranked(self, item: T, size: int, now: float) -> bool:
+        """Whether what has more priority keeps every slot busy until this item is late."""
+        if item.deadline == inf or not self._drain:
+            return False
+        above = sum(waits for rank, waits in self._ranks.items() if rank > item.priority)
+        return above > 0 and now + (above + size) / self._drain > item.deadline
+
+    def _displace(self, item: T) -> bool:
+        """Make room in a full queue at the cost of lower priorities."""
+        room = self.knobs.max_queue - item.rows
+        while self._rows > room:
+            lowest = min(self._ranks)
+            if lowest >= item.priority:
+                return False
+            lane = next(lane for lane in self._lanes.all() if lane.priority == lowest)
+            last = lane.last
+            self.discard(last)
+            self._displaced.append(last)
+        return True
+
+    # -------------------------------------------------------------------------------- bookkeeping
+
+    def _wait(self, why: str, now: float, dropped: list[T], until: float = inf) -> Plan[T]:
+        """No batch. What has expired leaves, whether or not a slot could have taken it."""
+        while (lane := self._lanes.expiring()) is not None and lane.due <= now:
+            dropped += self._take(lane, 0, lane.before(nextafter(now, inf)))
+        expiry = self._expiry()
+        wake = until if expiry is None else min(until, expiry)
+        return Plan([], why, dropped, None if wake == inf else wake)
+
+    def _expiry(self) -> float | None:
+        lane = self._lanes.expiring()
+        return None if lane is None else lane.due
+
+    def _due(self, item: T) -> float:
+        deadline = item.deadline
+        return deadline if deadline != inf else item.arrived + self.knobs.patience_s
+
+    def _enter(self, item: T, rows: int, size: int) -> Lane[T]:
+        priority = item.priority
         self._count += 1
-        self._rows += item.rows
+        self._rows += rows
+        self._size += size
+        self._ranks[priority] = self._ranks.get(priority, 0) + size
+        return self._lanes.of(item.key, priority, item.deadline == inf)
 
-    def _order(self, item: T) -> float:
-        """Earliest deadline first; a step of priority or a missing deadline count as patience."""
-        due = item.deadline if item.deadline != inf else item.arrived + self.knobs.patience_s
-        return due - item.priority * self.knobs.patience_s
+    def _put_back(self, items: Sequence[T]) -> None:
+        for item in reversed(items):
+            size = item.rows if self.knobs.cost is None else self.knobs.cost(item)
+            lane = self._enter(item, item.rows, size)
+            if lane.prepend(item, self._due(item), size):
+                self._lanes.moved(lane)
 
-    def _pick(self, accept: Callable[[Hashable], bool] | None) -> KeyQueue[T] | None:
-        """The key whose head is most urgent."""
-        if accept is None:
-            queues = list(self._queues.values())
+    def _take(self, lane: Lane[T], skip: int, count: int) -> list[T]:
+        before = lane.size
+        items = lane.take_from(skip, count)
+        self._left(lane, items, before - lane.size)
+        return items
+
+    def _left(self, lane: Lane[T], items: list[T], size: int) -> None:
+        self._count -= len(items)
+        self._size -= size
+        self._rows -= size if self.knobs.cost is None else sum(item.rows for item in items)
+        rest = self._ranks[lane.priority] - size
+        if rest:
+            self._ranks[lane.priority] = rest
         else:
-            queues = [queue for key, queue in self._queues.items() if accept(key)]
-        return min(queues, key=lambda queue: queue.urgency, default=None)
-
-    def _expire(self, now: float) -> Plan[T]:
-        dropped: list[T] = []
-        wake = inf
-        for queue in list(self._queues.values()):
-            late = [at for at in queue.places() if queue.deadlines[at] <= now]
-            rows = sum(queue.sizes[at] for at in late)
-            dropped += queue.take(late)
-            self._left(queue, len(late), rows)
-            wake = min(wake, min((queue.deadlines[at] for at in queue.places()), default=inf))
-        return Plan([], "busy", dropped, wake if wake != inf else None)
-
-    def _left(self, queue: KeyQueue[T], count: int, rows: int) -> None:
-        self._count -= count
-        self._rows -= rows
-        if not queue:
-            self._queues.pop(queue.key, None)
+            del self._ranks[lane.priority]
+        self._lanes.moved(lane)

@@ -2,7 +2,8 @@
 
 Owns one curve, for one (model, version, replica, shape bucket). Sizes are rows, or elements where
 the model's batches are budgeted in elements. Never reads a clock; the caller starts a new curve
-when a replica reloads or restarts. Invariant: both curves rise with the size (isotonic).
+when a replica reloads or restarts. Invariants: `mean` and `upper` never fall as the size rises; one
+stalled batch (a warm-up, a collection) is forgotten as soon as the next observations disagree.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-_HALF_LIFE = 32  # observations of a size after which the older half of its mean's weight is gone
+_MEMORY = 32  # observations of a size that its mean stands on
+_RECENT = 5  # last observations of a size; their lower median tells a stall from a change
+_STALE = 512.0  # observations elsewhere after which a size's own weigh half
+_PRIOR = 1.0  # observations that the straight line through all sizes counts as
+_SPACING = 64  # observations between two rebuilds of a settled curve
+_DRIFT = 0.25  # relative surprise that makes a rebuild due at once
 _TABLE = 1024  # sizes up to here are looked up in a list
-_STALE = 2048.0  # observations after which an unvisited size weighs half
 
 
 class ServiceCurve:
-    """`quantile` is what `upper` estimates. Before the first observation both curves are 0."""
+    """Seconds by size. Before the first observation both curves are 0 everywhere.
+
+    `quantile` is what `upper` estimates. `changes` counts the rebuilds: what was derived from the
+    curve holds while it stays the same.
+    """
 
     def __init__(self, quantile: float = 0.9) -> None:
         if not 0.5 <= quantile < 1:
             raise ValueError("quantile must lie in [0.5, 1)")
         self.quantile = quantile
+        self.changes = 0
         self._knots: dict[int, _Knot] = {}
         self._count = 0
-        self._spread = 1.0  # the quantile of observed / mean
         self._rebuild_at = 0
-        self._sizes: list[float] = []
-        self._means: list[float] = []
-        self._table: list[float] = [0.0] * (_TABLE + 1)
+        self._spread = 1.0  # the quantile of observed / mean
+        self._sizes: list[float] = [0.0]
+        self._means: list[float] = [0.0]
         self._slope = 0.0
+        self._table: list[float] = [0.0]
 
     @property
     def known(self) -> bool:
@@ -37,42 +47,68 @@ class ServiceCurve:
 
     def mean(self, size: int) -> float:
         """Expected seconds for a batch of `size`."""
-        return self._table[size] if size <= _TABLE else self._interpolate(size)
+        return self._table[size] if size < len(self._table) else self._interpolate(size)
 
     def upper(self, size: int) -> float:
         """Seconds that a batch of `size` exceeds in a share 1 - quantile of the cases."""
         return self.mean(size) * self._spread
 
+    def means(self, step: int, count: int) -> list[float]:
+        """`mean` at 0, step, 2 step, … count step."""
+        if step == 1 and count < len(self._table):
+            return self._table[: count + 1]
+        return [0.0] + [self.mean(step * i) for i in range(1, count + 1)]
+
     def observe(self, size: int, seconds: float) -> None:
+        """A batch of `size` took `seconds`."""
         self._count += 1
-        index = _bin(size)
-        knot = self._knots.get(index)
+        knot = self._knots.get(place := _place(size))
         if knot is None:
-            knot = self._knots[index] = _Knot()
+            knot = self._knots[place] = _Knot()
         expected = self.mean(size)
-        if expected > 0.0 and self._count > 4:
-            # Robbins-Monro: at rest, a share `quantile` of the ratios lies below.
-            step = 0.02 if self._count > 100 else 0.1
-            above = seconds > expected * self._spread
-            self._spread += step * (self.quantile if above else self.quantile - 1.0) * 0.5
-            self._spread = min(max(self._spread, 1.0), 4.0)
         knot.observe(size, seconds, self._count)
-        if self._count >= self._rebuild_at or abs(seconds - expected) > 0.5 * expected:
+        if expected > 0.0:
+            self._learn_spread(seconds / expected)
+        if self._count >= self._rebuild_at or abs(knot.mean - expected) > _DRIFT * expected:
             self._rebuild()
 
+    def _learn_spread(self, ratio: float) -> None:
+        """Robbins-Monro: it rests where a share `quantile` of the ratios lies below."""
+        step = 0.01 if self._count > 100 else 0.04
+        rise = self.quantile if ratio > self._spread else self.quantile - 1.0
+        self._spread = min(max(self._spread + step * rise, 1.0), 4.0)
+
     def _rebuild(self) -> None:
-        self._rebuild_at = self._count + (1 if self._count < 16 else 16)
+        self.changes += 1
+        self._rebuild_at = self._count + min(self._count, _SPACING)
         knots = sorted(self._knots.values(), key=lambda knot: knot.size)
+        sizes = [knot.size for knot in knots]
+        means = [knot.mean for knot in knots]
         weights = [k.weight * _STALE / (_STALE + self._count - k.seen) for k in knots]
-        sizes = [k.size for k in knots]
-        means = isotonic([k.mean for k in knots], weights)
-        self._sizes, self._means, self._slope = sizes, means, _slope(sizes, means, weights)
-        self._table = [0.0] + [self._interpolate(size) for size in range(1, _TABLE + 1)]
+        fixed, self._slope = _line(sizes, means, weights)
+        # A size that was seen seldom or long ago leans on its neighbours.
+        leaning = [
+            (weight * mean + _PRIOR * (fixed + self._slope * size)) / (weight + _PRIOR)
+            for size, mean, weight in zip(sizes, means, weights, strict=True)
+        ]
+        self._sizes, self._means = sizes, isotonic(leaning, weights)
+        self._table = self._tabulate(min(2 * int(sizes[-1]) + 32, _TABLE))
+
+    def _tabulate(self, reach: int) -> list[float]:
+        """`_interpolate` at 0 … reach, piece by piece."""
+        sizes, means = self._sizes, self._means
+        table = [0.0]
+        table += [self._interpolate(size) for size in range(1, min(int(sizes[0]), reach) + 1)]
+        for i in range(1, len(sizes)):
+            rise = (means[i] - means[i - 1]) / (sizes[i] - sizes[i - 1])
+            base = means[i - 1] - rise * sizes[i - 1]
+            table += [base + rise * x for x in range(len(table), min(int(sizes[i]), reach) + 1)]
+        base = means[-1] - self._slope * sizes[-1]
+        table += [base + self._slope * size for size in range(len(table), reach + 1)]
+        return table
 
     def _interpolate(self, size: float) -> float:
         sizes, means = self._sizes, self._means
-        if not sizes:
-            return 0.0
         i = bisect_left(sizes, size)
         if i == len(sizes):
             return means[-1] + (size - sizes[-1]) * self._slope
@@ -83,23 +119,33 @@ class ServiceCurve:
 
 
 class _Knot:
-    """What was seen at one size, or at one narrow range of sizes."""
+    """What was seen at one size, or in one narrow range of sizes."""
 
-    __slots__ = ("mean", "seen", "size", "weight")
+    __slots__ = ("_recent", "mean", "seen", "size", "weight")
 
     def __init__(self) -> None:
         self.size = self.mean = self.weight = 0.0
         self.seen = 0
+        self._recent: list[float] = []
 
     def observe(self, size: int, seconds: float, count: int) -> None:
-        self.weight = min(self.weight + 1.0, _HALF_LIFE)
-        self.mean += (seconds - self.mean) / self.weight
+        recent = self._recent
+        recent.append(seconds)
+        if len(recent) > _RECENT:
+            del recent[0]
+        middle = sorted(recent)[(len(recent) - 1) // 2]
+        self.weight = min(self.weight + 1.0, _MEMORY)
         self.size += (size - self.size) / self.weight
         self.seen = count
+        if len(recent) < _RECENT or not 0.5 * middle < self.mean < 2.0 * middle:
+            self.mean = middle  # young, or the replica has changed: believe what is recent
+            self.weight = min(self.weight, float(len(recent)))
+        else:
+            self.mean += (min(seconds, 2.0 * middle) - self.mean) / self.weight
 
 
-def _bin(size: int) -> int:
-    """Sizes below 32 have a knot each; above, 16 knots per doubling."""
+def _place(size: int) -> int:
+    """Sizes below 32 have a knot each; above, there are 16 knots per doubling."""
     if size < 32:
         return size
     shift = size.bit_length() - 5
@@ -107,7 +153,7 @@ def _bin(size: int) -> int:
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The closest rising sequence (pool adjacent violators)."""
+    """The closest sequence that never falls (pool adjacent violators)."""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(values, weights, strict=True):
         mean, total, length = value, weight, 1
@@ -119,13 +165,24 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, length in blocks for _ in range(length)]
 
 
-def _slope(sizes: Sequence[float], means: Sequence[float], weights: Sequence[float]) -> float:
-    """Least-squares seconds per size, at least 0; with one knot, half of it is taken as fixed."""
+def _line(
+    sizes: Sequence[float], means: Sequence[float], weights: Sequence[float]
+) -> tuple[float, float]:
+    """Least squares: (seconds at size 0, seconds per size), neither negative.
+
+    One size alone does not tell them apart: half of its time is taken as fixed.
+    """
     if len(sizes) == 1:
-        return 0.5 * means[0] / sizes[0]
-    total = sum(weights)
-    x = sum(w * s for w, s in zip(weights, sizes, strict=True)) / total
-    y = sum(w * m for w, m in zip(weights, means, strict=True)) / total
-    xy = sum(w * (s - x) * (m - y) for w, s, m in zip(weights, sizes, means, strict=True))
-    xx = sum(w * (s - x) ** 2 for w, s in zip(weights, sizes, strict=True))
-    return max(xy / xx, 0.0) if xx > 0 else 0.0
+        return 0.5 * means[0], 0.5 * means[0] / sizes[0]
+    total = x = y = xy = xx = 0.0
+    for size, mean, weight in zip(sizes, means, weights, strict=True):
+        total += weight
+        x += weight * size
+        y += weight * mean
+        xy += weight * size * mean
+        xx += weight * size * size
+    spread = xx - x * x / total
+    slope = max((xy - x * y / total) / spread, 0.0) if spread > 1e-9 * xx else 0.0
+    if y >= slope * x:
+        return (y - slope * x) / total, slope
+    return 0.0, y / x  # through the origin
