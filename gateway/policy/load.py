@@ -99,9 +99,9 @@ class Lease:
     """A request's (or batch's) hold on a replica. Also remembers what it met, for learning."""
 
     __slots__ = (
-        "_load",
         "cost",
         "generation",
+        "load",
         "met_in_flight",
         "met_work",
         "released",
@@ -112,7 +112,7 @@ class Lease:
     def __init__(self, load: ReplicaLoad, cost: float, now: float) -> None:
         if not 0.0 <= cost < float("inf"):
             raise ValueError(f"cost must be finite and not negative, not {cost}")
-        self._load: ReplicaLoad | None = load
+        self.load: ReplicaLoad | None = load
         self.replica, self.generation = load.name, load.generation
         self.cost, self.taken = cost, now
         self.released: float | None = None
@@ -123,21 +123,21 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether this lease still weighs on the replica."""
-        load = self._load
+        load = self.load
         return load is not None and load.generation == self.generation
 
     def reprice(self, cost: float) -> None:
         """The work still ahead has changed, e.g. the prompt is done and only decoding remains."""
         if not 0.0 <= cost < float("inf"):
             raise ValueError(f"cost must be finite and not negative, not {cost}")
-        load = self._load
+        load = self.load
         if load is not None and load.generation == self.generation:
             load.work = max(0.0, load.work + cost - self.cost)
             self.cost = cost
 
     def release(self, now: float) -> bool:
         """Give the hold back. False when it was given back before or its incarnation is gone."""
-        load, self._load = self._load, None
+        load, self.load = self.load, None
         if load is None:
             return False
         self.released = now

@@ -13,6 +13,7 @@ from gateway.policy.classic import (
     WeightedRoundRobin,
 )
 from gateway.policy.leastwork import WeightedLeastConnections
+from gateway.policy.predictive import Predictive
 from gateway.policy.rendezvous import SessionRouter
 
 __all__ = ["NO_KEY", "ROUTERS", "Candidate", "Router", "RoutingKey", "make_router"]
@@ -24,6 +25,7 @@ _MAKERS: dict[str, Callable[[random.Random], Router]] = {
     "p2c": PowerOfTwo,
     "least-connections": LeastConnections,
     "session": SessionRouter,
+    "predictive": Predictive,
 }
 ROUTERS = tuple(_MAKERS)
 
