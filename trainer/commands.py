@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
 
     folder = Path(arguments.run)
     if not folder.is_dir():
-        print(f"{folder}: there is no such folder; expected a run's, such as runs/digits")
+        wrong = "there is no such folder; expected a run's, such as runs/digits"
+        print(f"{folder}: {wrong}", file=sys.stderr)
         return 2
     act: dict[str, Callable[..., int]] = {
         "ls": _ls,

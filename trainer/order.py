@@ -18,7 +18,8 @@ _Words = NDArray[np.uint64]
 
 # Four are the theory for large domains (Luby and Rackoff); ours may be tiny, and a round is cheap.
 ROUNDS = 8
-# Positions computed at a time: the cost of a call vanishes, and a block takes about a millisecond.
+# Positions computed at a time, an epoch at most: a block takes about a millisecond, so that the
+# call's own cost vanishes and no step waits for long.
 BLOCK = 8192
 
 
@@ -70,7 +71,7 @@ class SampleOrder:
         ends = self._start + len(self._block)
         if not self._start <= start <= start + count <= ends:
             self._start = start
-            self._block = self._compute(start, max(count, BLOCK))
+            self._block = self._compute(start, max(count, min(BLOCK, self.size)))
         offset = start - self._start
         return self._block[offset : offset + count]
 
