@@ -1,4 +1,4 @@
-"""The fast lane: an HTTP/1.1 server on httptools, with no task per request.
+"""The fast lane: an HTTP/1.1 server with no task per request.
 
 Serves what `resolve` knows a handler for, and hands other connections to the application server.
 It knows nothing of models, tensors or replicas.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gateway.lane.limits import Limits
 from gateway.lane.refusal import Refused
 
 CHUNKED = -1
@@ -21,9 +20,18 @@ _ENCODINGS = {
     b"identity": None,
     b"x-gzip": b"gzip",
 }
-# The longest sum of own fields that is worth remembering.
-MEMO_BYTES = 512
-
+# The fields that this is read from; the rest is the handler's business.
+OWN = frozenset(
+    {
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
 _Field = tuple[bytes, bytes]
 
 
@@ -51,81 +59,69 @@ class Framing:
         self.encoding: bytes | None = None
 
 
-class FramingReader:
-    """Reads and remembers."""
+def read_framing(minor: int, head: bool, own: Sequence[_Field], max_body: int) -> Framing:
+    """`own`: the fields of OWN, in order, names in lower case. Raises Refused."""
+    framing = Framing(minor, head=head)
+    _hosts(framing, own)
+    _length(framing, own)
+    _connection(framing, own)
+    _encoding(framing, own)
+    framing.simple = (
+        minor == 1
+        and framing.keep_alive
+        and 0 <= framing.length <= max_body
+        and not (framing.expects_continue or framing.upgrade or head)
+        and not (framing.encoding or framing.unknown_encoding)
+    )
+    return framing
 
-    __slots__ = ("_entries", "_limits", "_memo")
 
-    def __init__(self, limits: Limits, entries: int) -> None:
-        self._limits, self._entries = limits, entries
-        self._memo: dict[tuple[object, ...], Framing] = {}
+def is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
 
-    def read(self, minor: int, head: bool, own: Sequence[_Field]) -> Framing:
-        """`own`: the fields that matter here, in order, names in lower case. Raises Refused."""
-        key = (minor, head, *own)
-        known = self._memo.get(key)
-        if known is not None:
-            return known
-        framing = Framing(minor, head=head)
-        self._hosts(framing, own)
-        self._length(framing, own)
-        self._connection(framing, own)
-        self._encoding(framing, own)
-        framing.simple = (
-            minor == 1
-            and framing.keep_alive
-            and 0 <= framing.length <= self._limits.max_body
-            and not (framing.expects_continue or framing.upgrade or head)
-            and not (framing.encoding or framing.unknown_encoding)
-        )
-        if sum(len(value) for _, value in own) <= MEMO_BYTES:
-            if len(self._memo) >= self._entries:
-                self._memo.clear()
-            self._memo[key] = framing
-        return framing
 
-    def is_host(self, value: bytes) -> bool:
-        return _HOST.fullmatch(value) is not None
+def _hosts(framing: Framing, own: Sequence[_Field]) -> None:
+    hosts = [value for name, value in own if name == b"host"]
+    if len(hosts) > 1 or (not hosts and framing.minor == 1):
+        raise Refused(400, "a request has exactly one host field")
+    if hosts and not is_host(hosts[0]):
+        raise Refused(400, "the host field is malformed")
 
-    def _hosts(self, framing: Framing, own: Sequence[_Field]) -> None:
-        hosts = [value for name, value in own if name == b"host"]
-        if len(hosts) > 1 or (not hosts and framing.minor == 1):
-            raise Refused(400, "a request has exactly one host field")
-        if hosts and not self.is_host(hosts[0]):
-            raise Refused(400, "the host field is malformed")
 
-    def _length(self, framing: Framing, own: Sequence[_Field]) -> None:
-        lengths = [value for name, value in own if name == b"content-length"]
-        codings = [value.lower() for name, value in own if name == b"transfer-encoding"]
-        if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) < 20)):
-            raise Refused(400, "content-length must be one decimal number")
-        if codings and (lengths or framing.minor == 0):
-            raise Refused(400, "transfer-encoding excludes content-length and HTTP/1.0")
-        if len(codings) > 1 or (codings and codings[0] != b"chunked"):
-            raise Refused(501, "the only transfer-encoding understood here is chunked")
-        framing.length = CHUNKED if codings else int(lengths[0]) if lengths else 0
-        for name, value in own:
-            if name == b"expect":
-                if value.lower() != b"100-continue":
-                    raise Refused(417, "the only expectation met here is 100-continue")
-                # HTTP/1.0 knows no interim answers, and without a body there is nothing to wait for
-                framing.expects_continue = framing.minor == 1 and framing.length != 0
+def _length(framing: Framing, own: Sequence[_Field]) -> None:
+    lengths = [value for name, value in own if name == b"content-length"]
+    codings = [value.lower() for name, value in own if name == b"transfer-encoding"]
+    if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) < 20)):
+        raise Refused(400, "content-length must be one decimal number")
+    if codings and (lengths or framing.minor == 0):
+        raise Refused(400, "transfer-encoding excludes content-length and HTTP/1.0")
+    if len(codings) > 1 or (codings and codings[0].rpartition(b",")[2].strip() != b"chunked"):
+        raise Refused(400, "transfer-encoding must end in chunked")
+    if codings and codings[0] != b"chunked":
+        raise Refused(501, "the only transfer-encoding understood here is chunked")
+    framing.length = CHUNKED if codings else int(lengths[0]) if lengths else 0
+    for name, value in own:
+        if name == b"expect":
+            if value.lower() != b"100-continue":
+                raise Refused(417, "the only expectation met here is 100-continue")
+            # HTTP/1.0 knows no interim answers, and without a body there is nothing to wait for.
+            framing.expects_continue = framing.minor == 1 and framing.length != 0
 
-    def _connection(self, framing: Framing, own: Sequence[_Field]) -> None:
-        tokens = {
-            token.strip(b" \t").lower()
-            for name, value in own
-            if name == b"connection"
-            for token in value.split(b",")
-        }
-        framing.keep_alive = b"close" not in tokens and (
-            framing.minor == 1 or b"keep-alive" in tokens
-        )
-        framing.upgrade = b"upgrade" in tokens and any(name == b"upgrade" for name, _ in own)
 
-    def _encoding(self, framing: Framing, own: Sequence[_Field]) -> None:
-        codings = [value.lower() for name, value in own if name == b"content-encoding"]
-        if len(codings) > 1 or (codings and codings[0] not in _ENCODINGS):
-            framing.unknown_encoding = True
-        elif codings:
-            framing.encoding = _ENCODINGS[codings[0]]
+def _connection(framing: Framing, own: Sequence[_Field]) -> None:
+    tokens = {
+        token.strip(b" \t").lower()
+        for name, value in own
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    framing.keep_alive = b"close" not in tokens and (framing.minor == 1 or b"keep-alive" in tokens)
+    framing.upgrade = b"upgrade" in tokens and any(name == b"upgrade" for name, _ in own)
+
+
+def _encoding(framing: Framing, own: Sequence[_Field]) -> None:
+    codings = [value.lower() for name, value in own if name == b"content-encoding"]
+    if len(codings) > 1 or (codings and codings[0] not in _ENCODINGS):
+        framing.unknown_encoding = True
+    elif codings:
+        framing.encoding = _ENCODINGS[codings[0]]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
+from types import SimpleNamespace
 
 import h11
+import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.lane import Limits
+from gateway.lane.framing import Framing
+from gateway.lane.head import HeadReader
+from gateway.lane.refusal import Refused
 from tests.gateway.lane.fakes import (
     Echo,
     Later,
@@ -32,6 +38,7 @@ UNDERSTOOD = {
     "PUT": (request("PUT", "/x", SOME), b"PUT /x " + SOME),
     "empty body": (request("POST", "/x", b""), b"POST /x "),
     "GET with a body": (request("GET", "/x", SOME), b"GET /x " + SOME),
+    "another method": (request("FROBNICATE", "/x", SOME), b"FROBNICATE /x " + SOME),
     "OPTIONS *": (request("OPTIONS", "*"), b"OPTIONS * "),
     "absolute target": (request("GET", "http://other:80/x?y"), b"GET /x?y "),
     "absolute target without a path": (request("GET", "https://other?y"), b"GET /?y "),
@@ -158,6 +165,44 @@ TOKENS = st.sampled_from(
 )  # fmt: skip
 
 
+def accepted_by_llhttp(raw: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The fields, or None where llhttp takes this for no head."""
+    fields: list[tuple[bytes, bytes]] = []
+    collector = SimpleNamespace(on_header=lambda name, value: fields.append((name.lower(), value)))
+    with contextlib.suppress(httptools.HttpParserUpgrade):
+        try:
+            httptools.HttpRequestParser(collector).feed_data(raw)
+        except httptools.HttpParserError:
+            return None
+    return [(name, value.strip(b" \t")) for name, value in fields]
+
+
+@given(st.lists(TOKENS, max_size=8))
+def test_no_head_is_taken_that_llhttp_refuses_or_reads_otherwise(tokens):
+    raw = b"GET /x HTTP/1.1\r\nhost: a\r\n" * (len(tokens) % 2) + b"".join(tokens) + b"\r\n\r\n"
+    raw = raw.lstrip(b"\r\n")
+    raw = raw[: raw.find(b"\r\n\r\n") + 4]
+    try:
+        head = HeadReader(Limits()).read(raw)
+    except Refused:
+        return
+    theirs = accepted_by_llhttp(raw)
+    assert theirs is not None
+    assert [f for f in head.headers if f[0] != b"host"] == [f for f in theirs if f[0] != b"host"]
+
+
+@given(st.binary(max_size=12), st.sampled_from([b"x%b: 1", b"x: %b", b"x:1%b2", b"%b"]))
+def test_a_line_that_llhttp_refuses_is_refused(some, template):
+    raw = b"GET /x HTTP/1.1\r\nhost: a\r\n" + template % some + b"\r\n\r\n"
+    if raw.find(b"\r\n\r\n") + 4 < len(raw):
+        return
+    try:
+        head = HeadReader(Limits()).read(raw)
+    except Refused:
+        return
+    assert accepted_by_llhttp(raw) == head.headers
+
+
 def read_by_h11(raw: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes, bytes]:
     """Target, fields, body and what follows, in the opinion of another careful parser."""
     server = h11.Connection(h11.SERVER)
@@ -198,14 +243,49 @@ async def test_the_exchange_says_what_was_asked():
     assert (exchange.peer, exchange.tls, exchange.arrived) == ("192.0.2.7", False, 1000.0)
 
 
-async def test_heads_are_remembered_and_the_memory_is_bounded(monkeypatch):
+async def test_what_repeats_is_remembered_and_the_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr("gateway.lane.head.HEADS", 8)
+    monkeypatch.setattr("gateway.lane.head.LINES", 16)
     lane = make_lane(Echo())
-    for _ in range(3):
-        Wire(lane).send(request())
-    assert len(lane.heads.memo) == 1
-    monkeypatch.setattr("gateway.lane.head.MEMO_ENTRIES", 8)
-    for number in range(40):
-        Wire(lane).send(*[request("GET", f"/{number}")] * 3)
-        assert 1 <= len(lane.heads.memo) <= 8
-    Wire(lane).send(*[request("GET", "/" + "x" * 4000)] * 3)
-    assert all(len(raw) < 4000 for raw in lane.heads.memo)
+    heads = lane.heads
+    for number in range(200):
+        for field in ("x-same: 1", f"x-id: {number}", f"host{number}: 1", "x-long: " + "y" * 600):
+            one = request("GET", f"/{number}", None, field)
+            assert Wire(lane).send(*[one] * 4).statuses() == [200] * 4
+            odd = request("POST", "/x", b"y" * (number % 50), f"connection: x{number}")
+            assert Wire(lane).send(*[odd] * 4).statuses() == [200] * 4
+        assert len(heads.memo) <= 8 and len(heads._framings) <= 8
+        assert len(heads._request_lines) <= 8
+        # One head may add a few lines beyond the mark.
+        assert len(heads._known) <= 16 + 5 and len(heads._names) <= 16
+        assert heads._own_lines <= heads._known.keys()
+    assert not any(len(line) > 512 for line in heads._known)
+
+
+LINES = st.sampled_from(
+    [
+        "host: a", "host: b", "Host: a", "content-length: 3", "content-length: 0", "x: 1", "x: 2",
+        "content-length: 4", "transfer-encoding: chunked", "connection: close", "expect: 1", "x",
+        "expect: 100-continue", "content-encoding: gzip", "connection: upgrade", "upgrade: a",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.lists(LINES, max_size=5), min_size=1, max_size=12), st.integers(1, 4))
+def test_a_reader_with_memory_reads_as_one_without(heads, entries):
+    def said(reader, raw):
+        try:
+            head = reader.read(raw)
+        except Refused as refusal:
+            return refusal.status, refusal.message
+        framing = {name: getattr(head.framing, name) for name in Framing.__slots__}
+        return head.method, head.path, head.query, head.headers, framing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.lane.head.HEADS", entries)
+        patch.setattr("gateway.lane.head.LINES", entries)
+        remembers = HeadReader(Limits())
+        for lines in heads * 3:
+            for line in ("GET /x HTTP/1.1", "HEAD /x?y HTTP/1.0", "GET http://h/ HTTP/1.1"):
+                raw = "\r\n".join([line, *lines, "", ""]).encode()
+                assert said(remembers, raw) == said(HeadReader(Limits()), raw)
