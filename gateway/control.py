@@ -39,8 +39,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         self.handlers: Handlers = handlers or {}
         self.peer = peer
         self.closed = asyncio.Event()
-        # The first STATUS, where the other side is a replica; cancelled with the connection.
-        self.status: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+        self._status: Status | None = None  # the newest, where the other side is a replica
+        self._news = asyncio.Event()
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
         self._next_id, self._why = 1, ""
@@ -69,6 +69,16 @@ class ControlChannel(asyncio.BufferedProtocol):
         finally:
             del self._calls[id]
 
+    async def status(self, accept: Callable[[Status], bool]) -> Status:
+        """The replica's newest STATUS, as soon as `accept` takes it. Raises ControlError."""
+        while True:
+            if self._status is not None and accept(self._status):
+                return self._status
+            if self.closed.is_set():
+                raise self.gone()
+            self._news.clear()
+            await self._news.wait()
+
     def greet(self) -> None:
         """HELLO, with which a replica expects a connection to begin."""
         self._send(Kind.HELLO, 0, {"gateway": "supervisor", "protocol": VERSION})
@@ -89,8 +99,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(self.gone())
-        self.status.cancel()
         self.closed.set()
+        self._news.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.get_buffer(sizehint)
@@ -125,8 +135,9 @@ class ControlChannel(asyncio.BufferedProtocol):
                 answer.set_exception(
                     ControlError(fault.message, status=fault.status, code=fault.code)
                 )
-        elif frame.kind == Kind.STATUS and not self.status.done():
-            self.status.set_result(Status.from_json(frame.json()))
+        elif frame.kind == Kind.STATUS:
+            self._status = Status.from_json(frame.json())
+            self._news.set()
         # Every other frame answers what we never send.
 
     def _start(self, frame: Frame) -> None:
@@ -182,14 +193,14 @@ async def call_replica(address: str, op: str, /, **arguments: Any) -> dict[str, 
         channel.close()
 
 
-async def replica_status(address: str) -> Status:
-    """What the native replica there says of itself. Raises ControlError when it cannot be had."""
+async def replica_status(
+    address: str, accept: Callable[[Status], bool] = lambda status: True
+) -> Status:
+    """What the native replica there says of itself, once `accept` takes it. Raises ControlError
+    when it cannot be reached or goes away."""
     channel = await _greet(address)
     try:
-        await asyncio.wait({channel.status})
-        if channel.status.cancelled():
-            raise channel.gone()
-        return channel.status.result()
+        return await channel.status(accept)
     finally:
         channel.close()
 

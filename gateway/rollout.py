@@ -26,8 +26,12 @@ from gateway.settings import Settings
 CHANGEABLE = frozenset({"drain_s"})
 # A new replica that is not ready by then does not hold up the rest.
 READY_S = 600.0
+# How often the process of a new replica may die before it is given up.
+HOPELESS = 3
 # No event crosses from the other processes: they are asked.
 POLL_S = 0.05
+# So long one connection listens to what a loading replica says of itself.
+LISTEN_S = 5.0
 
 log = logging.getLogger("penstock.supervisor")
 
@@ -64,7 +68,9 @@ class Rollout:
             log.info("the configuration was read again: %s", ", ".join(changed) or "no change")
 
     async def run(self) -> list[str]:
-        """Read the file again and apply it; what changed, for people. Raises ControlError."""
+        """Read the file again and apply it; what changed, for people. Raises ControlError: nothing
+        has changed then, or, when a replica that runs cannot start with its new file, the replicas
+        after it still run with the old one."""
         async with self._lock:
             fleet = self._fleet
             try:
@@ -73,7 +79,11 @@ class Rollout:
             except ConfigError as error:
                 fleet.events.add("config", "gateway", f"refused: {error}")
                 raise ControlError(str(error), status=400, code="bad_config") from error
-            changed = await self._apply(new)
+            try:
+                changed = await self._apply(new)
+            except ControlError as error:
+                fleet.events.add("config", "gateway", f"failed: {error}")
+                raise
             fleet.events.add("config", "gateway", ", ".join(changed) or "read again; no change")
             return changed
 
@@ -91,7 +101,11 @@ class Rollout:
         ]
         for replica in added:
             fleet.spawn(replica)
-        await asyncio.gather(*(self._ready(replica) for replica in added))
+        try:
+            await asyncio.gather(*map(self._ready, added))
+        except ControlError:
+            await asyncio.gather(*(fleet.retire(replica.name) for replica in added))
+            raise
         for name in gone:
             await fleet.operations.drain(name)
         await asyncio.gather(*map(self._idle, gone))
@@ -109,19 +123,25 @@ class Rollout:
         fleet = self._fleet
         drained = fleet.operations.drained(replica.name)
         await fleet.operations.drain(replica.name)
-        await self._idle(replica.name)
-        await fleet.retire(replica.name)
-        fleet.spawn(replica)
-        await self._ready(replica)
-        if not drained:
-            await fleet.operations.undrain(replica.name)
+        try:
+            await self._idle(replica.name)
+            await fleet.retire(replica.name)
+            fleet.spawn(replica)
+            await self._ready(replica)
+        finally:
+            if not drained:
+                await fleet.operations.undrain(replica.name)
 
     async def _ready(self, replica: ReplicaConfig) -> None:
-        """Wait until it can serve, within bounds."""
+        """Wait, within bounds, until it can serve. Raises ControlError when its process dies."""
+        child = self._fleet.replicas[replica.name].child
         address = replica.socket(self._fleet.runtime)
         try:
             async with asyncio.timeout(READY_S):
-                while not await _says_ready(address):  # noqa: ASYNC110
+                while not await _says_ready(address):
+                    if child.restarts >= HOPELESS:
+                        why = f"{replica.name} cannot start: its process {child.how} ({child.said})"
+                        raise ControlError(why, status=409, code="replica_failed")
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             log.warning("%s was not ready within %g s; going on", replica.name, READY_S)
@@ -149,10 +169,11 @@ def _recipe(replica: ReplicaConfig) -> tuple[str, str]:
 
 async def _says_ready(address: str) -> bool:
     try:
-        async with asyncio.timeout(5.0):
-            return (await replica_status(address)).state == "ready"
+        async with asyncio.timeout(LISTEN_S):
+            await replica_status(address, lambda status: status.state == "ready")
     except (ControlError, TimeoutError):
         return False
+    return True
 
 
 def _refuse_fixed_keys(old: Settings, new: Settings) -> None:

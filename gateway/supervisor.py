@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.config import GatewayConfig, ReplicaConfig
@@ -27,6 +23,7 @@ from gateway.operations import Operations
 from gateway.process import Backoff, Child
 from gateway.replica_process import ReplicaProcess
 from gateway.rollout import Rollout
+from gateway.runtime import RuntimeFolder
 from gateway.settings import Settings
 from gateway.worker_process import CONFIGURE_S, WorkerProcess
 
@@ -79,7 +76,8 @@ class Supervisor:
             self._public.close()
             raise
         self.listen, self.admin = self._public.url, self._private.url
-        self.runtime = _private_folder()
+        self._folder = RuntimeFolder()
+        self.runtime = self._folder.path
         self.operations = Operations(self, self.events, version)
         self.handlers = {"status": self._answer_status, "metrics": self._answer_metrics}
         self.workers = [
@@ -114,7 +112,7 @@ class Supervisor:
                 await admin.close()
             await self._end_tasks()
             self._private.close()
-            shutil.rmtree(self.runtime, ignore_errors=True)
+            self._folder.close()
             self._forget_signals()
             log.info("stopped")
         return 128 + self._forced if self._forced else status
@@ -267,11 +265,3 @@ class Supervisor:
     def _end(self, status: int) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
-
-
-def _private_folder() -> Path:
-    """For sockets: ours alone, and short, because the path of a socket may have 107 characters."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()):
-        if base and len(base) <= 20 and os.access(base, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
-    return Path(tempfile.mkdtemp(prefix="penstock-", dir="/tmp"))

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from gateway.control import ControlError
+from gateway.control import ControlError, replica_status
 from tests.gateway.supervised import MODEL, SERVER, supervised, until
 
 
@@ -21,6 +21,13 @@ async def served(running):
     (worker,) = running.supervisor.workers
     (model,) = (await worker.call("status"))["models"]
     return [replica["name"] for replica in model["replicas"]]
+
+
+async def serves(path):
+    try:
+        return (await replica_status(f"unix:{path}")).state == "ready"
+    except ControlError:
+        return False
 
 
 async def test_replicas_come_and_go(tmp_path):
@@ -61,6 +68,38 @@ async def test_a_replica_whose_file_has_changed_is_replaced(tmp_path):
             assert replica.child.pid not in (0, pids[name])
         # What an operator had drained stays so.
         assert supervisor.operations.amendments() == [("drain", {"replica": "r-1"})]
+
+
+async def test_a_new_replica_that_cannot_start_changes_nothing(tmp_path):
+    (tmp_path / "bad.toml").write_text("die there is no such model\n")
+    async with supervised(tmp_path) as running:
+        supervisor = running.supervisor
+        text = SERVER + MODEL.replace("count = 2", "count = 1")
+        text += '[[models.replicas]]\nname = "s"\nspawn = "bad.toml"\n'
+        with pytest.raises(
+            ControlError, match=r"s cannot start: .*status 1 \(there is no such model"
+        ):
+            await reread(running, text)
+        assert set(supervisor.replicas) == {"r-0", "r-1"} and await served(running) == [
+            "r-0",
+            "r-1",
+        ]
+        assert supervisor.operations.amendments() == []
+        assert supervisor.events.since()[-1]["text"].startswith("failed: s cannot start")
+
+
+async def test_a_changed_file_that_does_not_work_stops_at_the_first_replica(tmp_path):
+    async with supervised(tmp_path) as running:
+        supervisor = running.supervisor
+        kept = supervisor.replicas["r-1"].child.pid
+        (tmp_path / "r.toml").write_text("die a bad key\n")
+        with pytest.raises(ControlError, match="r-0 cannot start: its process exited"):
+            await supervisor.reread()
+        assert supervisor.replicas["r-1"].child.pid == kept
+        (tmp_path / "r.toml").write_text("ready\n")
+        # It is started again and again: mended, it serves.
+        await until(lambda: serves(supervisor.runtime / "r-0.sock"))
+        assert supervisor.operations.amendments() == []
 
 
 async def test_no_change_is_no_change(tmp_path):
