@@ -63,9 +63,11 @@ def protected_steps(run: Run) -> set[int]:
     return steps | _leased(run)
 
 
-def prunable(run: Run, keep: int, keep_every: int | None = None) -> list[int]:
+def prunable(
+    run: Run, keep: int, keep_every: int | None = None, *, every_byte: bool = True
+) -> list[int]:
     """What `prune` would delete now. Reads every byte of the newest checkpoint that stays, so that
-    older ones never go in favour of one that only looks whole."""
+    older ones never go in favour of one that only looks whole; `every_byte=False` trusts sizes."""
     steps, protected = run.steps(), protected_steps(run)
     whole = set()
     for step in steps:
@@ -81,16 +83,18 @@ def prunable(run: Run, keep: int, keep_every: int | None = None) -> list[int]:
             return doomed
         newest = max(whole - set(doomed))
         try:
-            if is_whole(run, newest):
+            if is_whole(run, newest, every_byte=every_byte):
                 return doomed
         except Unreadable:
             protected.add(newest)
         whole.discard(newest)
 
 
-def prune(run: Run, keep: int, keep_every: int | None = None) -> list[int]:
+def prune(
+    run: Run, keep: int, keep_every: int | None = None, *, every_byte: bool = True
+) -> list[int]:
     """Deletes what the plan names; returns the steps that went. Cleans up after crashes too."""
-    doomed = prunable(run, keep, keep_every)
+    doomed = prunable(run, keep, keep_every, every_byte=every_byte)
     if not run.ckpt.is_dir():
         return []
     deleted = []

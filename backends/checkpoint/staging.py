@@ -199,8 +199,8 @@ def refuse_shared(tensors: Mapping[str, Tensor]) -> None:
         for (_, end, first), (start, _, second) in pairwise(spans):
             if start < end:
                 raise BadRecord(
-                    f"{first} and {second} share memory; name the tie with find_ties() and write "
-                    "one of them, or clone() one"
+                    f"{first} and {second} share memory or interleave; name a tie with find_ties() "
+                    "and write one of them, or clone() one"
                 )
 
 

@@ -16,7 +16,7 @@ from backends.checkpoint import Disk, Run, prune, publish
 from tests.backends.checkpoint.faults import CountingDisk, KillingDisk
 from tests.backends.checkpoint.samples import make
 
-PUBLISHERS, TIMES = 3, 15
+PUBLISHERS, TIMES = 3, 8
 
 
 def prepare(root: Path) -> None:

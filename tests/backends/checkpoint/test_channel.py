@@ -158,6 +158,21 @@ def test_a_step_that_changes_while_it_is_published_is_not(run, monkeypatch):
     assert read_channel(run, "stable") is None
 
 
+def test_a_version_that_goes_while_it_is_rolled_back_to_is_passed_over(run, monkeypatch):
+    for step in (1, 2, 3):
+        publish(run, "stable", step)
+    real = channel_module.verify
+
+    def verify(run, step, **options):
+        manifest = real(run, step, **options)
+        if step == 2:
+            shutil.rmtree(run.folder(2))
+        return manifest
+
+    monkeypatch.setattr(channel_module, "verify", verify)
+    assert rollback(run, "stable").step == 1
+
+
 def test_a_channel_that_keeps_moving_is_left_alone(run, monkeypatch):
     for step in (1, 2, 3):
         publish(run, "stable", step)

@@ -169,6 +169,22 @@ def test_a_power_loss_at_any_operation_leaves_everything_loadable(prepared, root
         shutil.rmtree(after)
 
 
+def test_the_step_is_durable_before_latest_names_it(root):
+    order = []
+
+    class Ordered(CountingDisk):
+        def before(self, number, name, arguments):
+            if name == "rename":
+                order.append(arguments[1].name)
+            elif name == "fsync":
+                order.append(f"synced {Path(os.readlink(f'/proc/self/fd/{arguments[0]}')).name}")
+
+    make(Run(root, Ordered()), 1)
+    visible = order.index("step-00000001")
+    assert order[visible : visible + 4] == ["step-00000001", "synced ckpt", "LATEST", "synced ckpt"]
+    assert "synced MANIFEST.json" in order[:visible]
+
+
 def test_short_writes_are_completed(root):
     run = Run(root, ShortDisk())
     make(run, 1)

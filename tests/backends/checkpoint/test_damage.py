@@ -197,6 +197,17 @@ def test_a_manifest_that_lies_is_found_out(run, what):
     check_refused(run)
 
 
+def test_an_index_that_leads_other_readers_elsewhere_is_found_out(run):
+    path = "model/model.safetensors.index.json"
+    file = run.folder(2) / path
+    text = file.read_bytes().replace(b"00001-of", b"00002-of", 1)
+    file.write_bytes(text)
+    lie(run, lambda v: v["files"].update({path: {"bytes": len(text), "xxh3": digest(text)}}))
+    with pytest.raises(Corrupt, match=r"index\.json:a\.steps"):
+        verify(run, 2)
+    check_refused(run)
+
+
 HUGE = 1 << 62
 ABSURD = {
     "schema": lambda v: v.update(schema=99),

@@ -22,6 +22,7 @@ from backends.checkpoint import (
     prune,
     publish,
     read_tensors,
+    retention,
     rollback,
 )
 from tests.backends.checkpoint.faults import CountingDisk, FakeHost, World
@@ -141,11 +142,13 @@ def test_the_only_whole_step_is_never_deleted(run):
     for step in (2, 3, 4, 5):
         damage(run, step)
     # By their sizes all are whole; by its bytes only the first is.
+    assert prunable(run, keep=1, every_byte=False) == [1, 2, 3, 4]
     assert prune(run, keep=1) == []
     assert run.steps() == [1, 2, 3, 4, 5]
     assert run.latest().step == 1
     damage(run, 1)
     assert prune(run, keep=1) == []
+    assert prune(run, keep=1, every_byte=False) == [1, 2, 3, 4]
 
 
 def test_whole_ones_go_only_in_favour_of_a_whole_one(run):
@@ -193,6 +196,17 @@ def test_a_reader_that_comes_after_the_plan_has_the_right_of_way(run):
     lease.release()
     assert prune(run, keep=1) == [1]
     assert hidden(run) == []
+
+
+def test_what_is_published_after_the_plan_stays(run, monkeypatch):
+    def planned(*arguments, **options):
+        doomed = prunable(*arguments, **options)
+        publish(run, "stable", 1)
+        return doomed
+
+    monkeypatch.setattr(retention, "prunable", planned)
+    assert prune(run, keep=1) == [2, 3, 4]
+    assert loads(run, 1)
 
 
 def test_a_reader_that_comes_while_the_step_is_away_waits_and_learns(run):
