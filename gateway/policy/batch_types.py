@@ -29,6 +29,7 @@ T = TypeVar("T", bound=Item)
 class BatchingKnobs:
     """`max_batch_size`, `max_queue`: rows. `slo_s`: the usual deadline, from which holding and
     giving up are weighed; None runs whatever waits. `hold=False` never waits for a fuller batch.
+    `overhead_s`: what a batch takes beyond its service time, from here and back to the client.
     `patience_s`: an item without a deadline is as urgent as one due this long after its arrival.
     `cost`: what an item counts in a batch's budget `max_cost`; then curves are over cost."""
 
@@ -36,6 +37,7 @@ class BatchingKnobs:
     slo_s: float | None = None
     max_queue: int = 4096
     hold: bool = True
+    overhead_s: float = 0.0005
     patience_s: float = 1.0
     cost: Callable[[Any], int] | None = None
     max_cost: int | None = None
@@ -47,6 +49,8 @@ class BatchingKnobs:
             raise ValueError("max_queue must be at least max_batch_size")
         if self.slo_s is not None and self.slo_s <= 0:
             raise ValueError("slo_s must be positive")
+        if self.overhead_s < 0:
+            raise ValueError("overhead_s must not be negative")
         if self.patience_s <= 0:
             raise ValueError("patience_s must be positive")
         if (self.cost is None) != (self.max_cost is None):

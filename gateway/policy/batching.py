@@ -24,6 +24,7 @@ __all__ = ["Batcher", "BatchingKnobs", "Item", "Plan", "Refusal"]
 
 _TIMER_S = 0.002  # how late a timer may fire: holding ends this much before it must…
 _TIMER_SHARE = 0.05  # …but no more than this part of the usual deadline
+_ARRIVALS = 3.0  # within the time of so many, one comes
 _REFRESH = 0.1  # relative change of the load, and share of the deadline, that renew the targets
 _KEPT = 64  # curves whose targets are kept
 _RETRY = 8  # a probe of what seems hopeless may take one part in so many of a slot's time…
@@ -51,7 +52,7 @@ class Batcher(Generic[T]):
         self.arrivals = ArrivalRate(fast, 12.0 * fast)
         self.departures = ArrivalRate()
         self._limit = knobs.max_cost or knobs.max_batch_size
-        self._margin = 0.0 if slo is None else min(_TIMER_S, slo * _TIMER_SHARE)
+        self._lead = 0.0 if slo is None else min(_TIMER_S, slo * _TIMER_SHARE)
         self._lanes: LaneIndex[T] = LaneIndex()
         self._ranks: dict[int, int] = {}  # waiting size by priority
         self._count = self._rows = self._size = 0
@@ -132,12 +133,12 @@ class Batcher(Generic[T]):
             return Plan([], "empty", dropped, None)
         if free <= 0:
             return self._wait("busy", now, dropped)
-        begin = now + ahead
+        begin = now + ahead + self.knobs.overhead_s
         while (lane := self._lanes.lead(now, accept)) is not None:
             targets = self._targets(curve, slots, now)
             until = self._hold(lane, targets, curve, now, free, slots, ahead)
             if until > now:
-                return self._wait("hold" if ahead <= self._margin else "busy", now, dropped, until)
+                return self._wait("hold" if ahead <= self._lead else "busy", now, dropped, until)
             late, count = cut(lane, begin, targets, self._limit)
             probe = not count and self._probe(lane, targets, now)
             if probe:
@@ -195,8 +196,8 @@ class Batcher(Generic[T]):
         slo = self.knobs.slo_s
         if slo is None or not self.knobs.hold:
             return now
-        if ahead > self._margin:
-            return now + ahead - self._margin
+        if ahead > self._lead:
+            return now + ahead - self._lead
         size = self._size
         if targets.hold == 1 or self._lanes.keys > 1:
             return now
@@ -204,8 +205,10 @@ class Batcher(Generic[T]):
             return now
         lanes = self._lanes.of_key(lane.key)
         due = min(min(each.due, each.soonest.arrived + slo) for each in lanes)
-        # Front-run time: after it, one more item could not be added without losing the first.
-        until = due - curve.upper(size + 1) - self._margin
+        # Front-run time: after it, one more item could not be added without losing the first. A
+        # timer may be late; but the next arrival, too, will make us look.
+        lead = min(self._lead, _ARRIVALS / max(self.arrivals.rate(now), 1e-9))
+        until = due - curve.upper(size + 1) - self.knobs.overhead_s - lead
         if slots == 2 and free == 1:  # half a batch before the other slot is free
             until = min(until, self._last_end - targets.seconds(size) / 2.0)
         return until
