@@ -134,11 +134,14 @@ class Rollout:
 
     async def _ready(self, replica: ReplicaConfig) -> None:
         """Wait, within bounds, until it can serve. Raises ControlError when its process dies."""
-        child = self._fleet.replicas[replica.name].child
+        process = self._fleet.replicas[replica.name]
+        child = process.child
         address = replica.socket(self._fleet.runtime)
         try:
             async with asyncio.timeout(READY_S):
                 while not await _says_ready(address):
+                    if self._fleet.replicas.get(replica.name) is not process:
+                        raise ControlError("the gateway is stopping", status=503, code="stopping")
                     if child.restarts >= HOPELESS:
                         why = f"{replica.name} cannot start: its process {child.how} ({child.said})"
                         raise ControlError(why, status=409, code="replica_failed")

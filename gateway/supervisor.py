@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from gateway.config import GatewayConfig, ReplicaConfig
+from gateway.control import ControlError
 from gateway.events import Events
 from gateway.listening import Listening
 from gateway.operations import Operations
@@ -110,6 +111,7 @@ class Supervisor:
             await self._shut_down()
             if admin is not None:
                 await admin.close()
+            await asyncio.gather(*self._children.values(), return_exceptions=True)
             await self._end_tasks()
             self._private.close()
             self._folder.close()
@@ -133,6 +135,7 @@ class Supervisor:
         """Workers first, with their requests; then the replicas that answered them."""
         self.state = "stopping"
         self.events.add("stop", "gateway", "stopping: requests may finish")
+        await self._end_tasks()
         for worker in self.workers:
             worker.child.no_restart()
         # The workers have their own copies; ours would only let clients wait for nothing.
@@ -142,7 +145,7 @@ class Supervisor:
         await asyncio.gather(*(self.retire(name) for name in list(self.replicas)))
 
     async def _end_tasks(self) -> None:
-        await asyncio.gather(*self._children.values(), return_exceptions=True)
+        """What starts, watches and changes the processes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -150,6 +153,9 @@ class Supervisor:
     # ---------------------------------------------------------------------------------- children
 
     def spawn(self, replica: ReplicaConfig) -> None:
+        """Raises ControlError once the gateway is stopping: nobody would stop it any more."""
+        if self.state == "stopping":
+            raise ControlError("the gateway is stopping", status=503, code="stopping")
         process = ReplicaProcess(
             replica,
             replica.socket(self.runtime),
@@ -162,8 +168,9 @@ class Supervisor:
 
     async def retire(self, name: str) -> None:
         """Stop its process for good. Who retires a replica has drained it."""
-        await self.replicas[name].child.stop(REPLICA_GRACE_S)
-        self.replicas.pop(name, None)
+        if (replica := self.replicas.get(name)) is not None:
+            await replica.child.stop(REPLICA_GRACE_S)
+            self.replicas.pop(name, None)
 
     async def reconfigure_workers(self) -> None:
         """Those that are ready; the others get the newest settings when they are."""

@@ -1,7 +1,7 @@
 """A native replica for tests of the supervisor: says STATUS and answers CONTROL, executes nothing.
 
 Run as `fake_replica.py FILE --listen unix:/path`. The first line of FILE says what it does:
-`ready`, or `die` with the rest of the line as its last words.
+`ready`, `loading` (for ever), or `die` with the rest of the line as its last words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from backends.wire import Decoder, Fault, Kind, Status, encode
 
 
 class FakeReplica(asyncio.Protocol):
-    def __init__(self):
+    def __init__(self, state="ready"):
+        self.state = state
         self.decoder = Decoder()
 
     def connection_made(self, transport):
@@ -32,7 +33,7 @@ class FakeReplica(asyncio.Protocol):
                 self.send(Kind.ERROR, frame.id, fault.to_json())
 
     def status(self, **more):
-        plain = {"model": "m", "kind": "tensor", "state": "ready", "version": "1-a"}
+        plain = {"model": "m", "kind": "tensor", "state": self.state, "version": "1-a"}
         return Status(**plain, pid=os.getpid(), **more).to_json()
 
     def send(self, kind, id, meta):
@@ -45,12 +46,12 @@ def main(file, flag, address):
     print(f"fake replica {os.getpid()} of {file}", flush=True)
     if word == "die":
         sys.exit(rest)
-    asyncio.run(serve(address))
+    asyncio.run(serve(word, address.removeprefix("unix:")))
 
 
-async def serve(address):
+async def serve(state, path):
     loop = asyncio.get_running_loop()
-    server = await loop.create_unix_server(FakeReplica, address.removeprefix("unix:"))
+    server = await loop.create_unix_server(lambda: FakeReplica(state), path)
     await server.serve_forever()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -100,6 +101,20 @@ async def test_a_changed_file_that_does_not_work_stops_at_the_first_replica(tmp_
         # It is started again and again: mended, it serves.
         await until(lambda: serves(supervisor.runtime / "r-0.sock"))
         assert supervisor.operations.amendments() == []
+
+
+async def test_a_stop_in_the_middle_of_it_leaves_nothing(tmp_path):
+    (tmp_path / "slow.toml").write_text("loading\n")
+    async with supervised(tmp_path) as running:
+        text = SERVER + MODEL + '[[models.replicas]]\nname = "s"\nspawn = "slow.toml"\n'
+        running.file.write_text(text)
+        rollout = asyncio.create_task(running.supervisor.reread())
+        await until(lambda: (running.supervisor.runtime / "s.sock").exists())
+        pid = running.supervisor.replicas["s"].child.pid
+    with pytest.raises(ControlError, match="the gateway is stopping"):
+        await rollout
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_no_change_is_no_change(tmp_path):
