@@ -1,7 +1,7 @@
 """The command `python -m backends`: one replica as a process.
 
 Owns the process: its arguments, its signals, its event loop. Exit status 0 after SIGTERM or SIGINT,
-2 when the file or the address cannot be used.
+1 when the device is lost, 2 when the file or the address cannot be used.
 """
 
 from __future__ import annotations
@@ -74,10 +74,8 @@ def _run(config: ReplicaConfig, address: str) -> int:
     sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
         replica = runner.run(_serve(config, address))
-    if not replica.join(END_S):
-        # A device or a disk that hangs: its thread cannot be ended, the process can.
-        os._exit(0)
-    return 0
+    replica.join(END_S)
+    return 1 if replica.broken.is_set() else 0
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -86,6 +84,13 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
         return new_event_loop
     return None
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def _keep_for_good() -> None:
@@ -104,7 +109,7 @@ async def _serve(config: ReplicaConfig, address: str) -> TensorReplica:
     address = await replica.server.listen(address)
     events("listening", address=address)
     replica.start()
-    await stop.wait()
+    await _first(stop, replica.broken)
     events("draining", seconds=config.drain_s)
     replica.drain("stopping")
     end = time.monotonic() + config.drain_s
@@ -116,4 +121,8 @@ async def _serve(config: ReplicaConfig, address: str) -> TensorReplica:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Threads may still import, load or compute; an interpreter torn down around them aborts.
+    os._exit(status)

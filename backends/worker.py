@@ -156,12 +156,13 @@ class DeviceThread(Generic[J]):
     def _run(self) -> None:
         while (work := self._intake.take()) is not None:
             self._began = time.monotonic()
-            jobs = work if isinstance(work, list) else ()
             try:
                 if isinstance(work, list):
                     self._execute(work)
                 else:
                     work()
             except BaseException as error:
-                self._crashed(jobs, error)
+                self._crashed(work if isinstance(work, list) else (), error)
             self._began = None
+            # While it waits for more, this thread keeps nothing alive.
+            del work

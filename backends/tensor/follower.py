@@ -92,7 +92,7 @@ class Follower:
     def close(self) -> None:
         """Give up every lease; blocks on the disk."""
         for version in self._versions.values():
-            version.close()
+            version.release()
 
     # --------------------------------------------------------------------------------- what it is
 
@@ -185,7 +185,7 @@ class Follower:
             case Release():
                 version = self._versions.pop(target.hash)
                 self._measures.pop(target.version, None)
-                self._host.release(version, lambda: self._background("release", version.close))
+                self._host.release(version, lambda: self._background("release", version.discard))
             case Quarantine():
                 why = {"reason": action.reason, "found_by": "replica"}
                 self._background("quarantine", self._quarantine, target, why)

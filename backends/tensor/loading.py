@@ -7,9 +7,9 @@ version that is returned has executed a batch of one row and a full one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from backends.checkpoint import (
     is_quarantined,
     read_tensors,
 )
+from backends.checkpoint.tensors import empty
 from backends.errors import BackendError, ModelFailed
 from backends.model import ServedModel, import_class
 from backends.reload import Failure, Stage, Target
+from backends.tensor.memory import Uninitialised, free, room
 from backends.tensor.probe import ProbeMismatch, check_probe, warm_up
 from backends.tensor.runner import Runner
 from backends.wire import Signature
@@ -40,15 +42,23 @@ from backends.wire import Signature
 FINITE_CHUNK = 1 << 22
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Version:
-    """A live version. `close` gives up its claim on the checkpoint; its memory goes with it."""
-
     name: str
     model: ServedModel
     signature: Signature
-    target: Target | None = None
-    close: Callable[[], None] = field(default=lambda: None)
+    lease: ReaderLease | None = None
+
+    def release(self) -> None:
+        """Give up the claim on the checkpoint. Blocks on the disk."""
+        if self.lease is not None:
+            self.lease.release()
+
+    def discard(self) -> None:
+        """That, and the memory: nothing may run on it any more."""
+        self.release()
+        if isinstance(self.model, nn.Module):
+            free([*self.model.parameters(), *self.model.buffers()])
 
 
 class LoadFailed(Exception):
@@ -104,7 +114,7 @@ class Loader:
         except BaseException as error:
             lease.release()
             raise LoadFailed(_failure(error), _reason(error)) from error
-        version.close = lease.release
+        version.lease = lease
         return version
 
     def _leased(
@@ -123,23 +133,31 @@ class Loader:
             )
         _check_room(manifest, self._device)
         stage(Stage.LOAD)
-        tensors = read_tensors(
-            run.folder(target.step),
-            manifest,
-            bytes_per_second=self._rate,
-            cancelled=cancelled,
-        )
-        model = self._construct(
-            manifest.model["class"], manifest.model.get("config") or {}, tensors
-        )
-        stage(Stage.VERIFY)
-        if isinstance(model, nn.Module):
-            _check_finite(model)
-        version = Version(target.version, model, _signature(model), target)
+        own = {name: empty(record.shape, record.dtype) for name, record in manifest.tensors.items()}
+        try:
+            tensors = read_tensors(
+                run.folder(target.step),
+                manifest,
+                into=own,
+                bytes_per_second=self._rate,
+                cancelled=cancelled,
+            )
+            config = manifest.model.get("config") or {}
+            model = self._construct(manifest.model["class"], config, tensors)
+            stage(Stage.VERIFY)
+            version = self._verified(Version(target.version, model, _signature(model)), manifest)
+            if cancelled():
+                raise Cancelled("another version is wanted")
+        except BaseException:
+            free(own.values())
+            raise
+        return version
+
+    def _verified(self, version: Version, manifest: Manifest) -> Version:
+        if isinstance(version.model, nn.Module):
+            _check_finite(version.model)
         if manifest.probe is not None:
-            check_probe(self._runner, model, version.signature, manifest.probe)
-        if cancelled():
-            raise Cancelled("another version is wanted")
+            check_probe(self._runner, version.model, version.signature, manifest.probe)
         return self._warm(version)
 
     def _construct(
@@ -148,7 +166,9 @@ class Loader:
         config: Mapping[str, Any],
         tensors: dict[str, torch.Tensor] | None = None,
     ) -> ServedModel:
-        model = import_class(path, root=self._code)(**config)
+        kind = import_class(path, root=self._code)
+        with Uninitialised() if tensors is not None else nullcontext():
+            model = kind(**config)
         if tensors is not None:
             if not hasattr(model, "load_state_dict"):
                 raise ModelFailed(f"{path} has no load_state_dict: it cannot take a checkpoint")
@@ -191,29 +211,10 @@ def _check_finite(model: nn.Module) -> None:
 def _check_room(manifest: Manifest, device: torch.device) -> None:
     """Both versions are in memory until the swap. Raises OSError, so that it is tried again."""
     needed = sum(record.end - record.start for record in manifest.tensors.values())
-    free = _host_room()
-    if device.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(device)[0])
-    if needed > free:
-        raise OSError(
-            f"the version takes {needed >> 20} MiB beside the old one, {free >> 20} are free"
-        )
-
-
-def _host_room() -> int:
-    """Bytes that this process may still take, by the machine and by its cgroup."""
-    rooms = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                rooms[0] = int(line.split()[1]) << 10
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            rooms.append(int(limit) - used)
-    except (OSError, ValueError):
-        pass  # not this kind of system: what is known has to do
-    return max(min(rooms), 0)
+    free_now = room(device)
+    if needed > free_now:
+        message = f"it takes {needed >> 20} MiB beside the old one, {free_now >> 20} MiB are free"
+        raise OSError(message)
 
 
 def _failure(error: BaseException) -> Failure:

@@ -1,8 +1,8 @@
 """A tensor replica put together: what its sockets, its device thread and its reloads make of it.
 
-Owns the replica's state as gateways hear it, and every job between its frame and its answer. Lives
-on the event loop's thread and loads torch only in the background, so that a starting replica
-answers at once, with the truth. Invariant: each EXECUTE that was accepted is answered exactly once.
+Owns the replica's state as gateways hear it, and the hand-over between its threads. Lives on the
+event loop's thread and loads torch only in the background. Invariant: what STATUS says is true: a
+starting replica answers at once, and none is ready before a batch has run.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ from backends.config import ReplicaConfig
 from backends.errors import (
     BackendError,
     BadFrame,
-    Cancelled,
     Conflict,
     NotReady,
-    Overloaded,
     Unsupported,
-    VersionNotFound,
 )
 from backends.events import Events
 from backends.reload import Reload
 from backends.server import Connection, Server
 from backends.tensor.job import Job
-from backends.tensor.reply import result_frame
-from backends.wire import Fault, Frame, Status, WireError
+from backends.tensor.ledger import Ledger
+from backends.wire import Frame, Status
 from backends.worker import DeviceThread, Intake
 
 if TYPE_CHECKING:
@@ -42,6 +39,8 @@ if TYPE_CHECKING:
 
 # How often clocks are looked at: the end of a probation, a device that hangs.
 TICK_S = 0.25
+# A model that raises on every batch must not fill the disk with saying so.
+RAISED_EVERY_S = 1.0
 # Batches that take longer than this are told of while they run.
 SLOW_S = 1.0
 
@@ -59,6 +58,7 @@ class TensorReplica:
         self._loop = asyncio.get_running_loop()
         self.server = Server(self, events)
         self._intake: Intake[Job] = Intake(config.max_intake)
+        self._ledger = Ledger(self._intake, config.max_intake)
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
         self._follower: Follower | None = None
@@ -66,7 +66,10 @@ class TensorReplica:
         self._serving: Version | None = None
         self._failed, self._starting, self._draining = "", "starting", ""
         self._hung = False
-        self._jobs: dict[Connection, dict[int, Job]] = {}
+        # Set when only a new process can serve: the device is lost.
+        self.broken = asyncio.Event()
+        # Of the device thread: when it last told of a model that raised, and how often since.
+        self._raised_at, self._raised = 0.0, 0
         self._batches = self._rows = 0
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -122,33 +125,16 @@ class TensorReplica:
         if serving is None or self._draining or self._failed or self._hung:
             state, reason = self._state()
             raise NotReady(f"the replica is {state}: {reason}")
-        jobs = self._jobs.setdefault(connection, {})
-        if frame.id in jobs:
-            raise WireError(f"EXECUTE {frame.id} was sent twice")
-        job = Job(connection, frame, serving.signature, time.monotonic())
-        if job.pin is not None and job.pin != serving.name:
-            pinned = self._versions.get(job.pin)
-            if pinned is None:
-                live = ", ".join(self._versions)
-                raise VersionNotFound(f"version {job.pin} is not live; live: {live}")
-            job.fit(pinned.signature)
-        if not self._intake.offer(job):
-            raise Overloaded(f"{self._config.max_intake} rows wait already")
-        jobs[frame.id] = job
+        self._ledger.take(connection, frame, serving, self._versions)
 
     def call(self, connection: Connection, frame: Frame) -> None:
         raise Unsupported("this replica serves tensors; it answers no CALL")
 
     def cancel(self, connection: Connection, id: int) -> None:
-        """A job that waits is answered now; one that runs, when it is done."""
-        job = self._jobs.get(connection, {}).get(id)
-        if job is not None and self._intake.discard(job):
-            self._answer(job, Cancelled("cancelled by the gateway").fault())
+        self._ledger.cancel(connection, id)
 
     def lost(self, connection: Connection) -> None:
-        for job in self._jobs.pop(connection, {}).values():
-            job.done = True
-            self._intake.discard(job)
+        self._ledger.lost(connection)
 
     def control(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
         operations: dict[str, Callable[[], None]] = {
@@ -192,7 +178,7 @@ class TensorReplica:
     @property
     def settled(self) -> bool:
         """Nothing is owed to anybody."""
-        return not any(self._jobs.values()) and self.server.drained
+        return self._ledger.empty and self.server.drained
 
     async def close(self) -> None:
         """Answer what is still owed with a fault; stop the threads; close the sockets."""
@@ -200,9 +186,7 @@ class TensorReplica:
             self._ticker.cancel()
         if self._follower is not None:
             self._follower.stop()
-        gone = NotReady("the replica ends").fault()
-        for job in [job for jobs in self._jobs.values() for job in jobs.values()]:
-            self._answer(job, gone)
+        self._ledger.fail_all(NotReady("the replica ends").fault())
         self._intake.close()
         await self.server.close()
 
@@ -256,9 +240,15 @@ class TensorReplica:
     def _model_raised(self, error: BaseException, rows: int) -> None:
         from backends.tensor.boot import device_is_lost, where
 
-        self._events("model.raised", error=repr(error)[:500], rows=rows, where=where(error))
+        self._raised += 1
+        now = time.monotonic()
+        if now - self._raised_at >= RAISED_EVERY_S:
+            fields = {"error": repr(error)[:500], "rows": rows, "where": where(error)}
+            self._events("model.raised", batches=self._raised, **fields)
+            self._raised_at, self._raised = now, 0
         if device_is_lost(error):
             self._post(self._fail, f"the device is lost: {error}")
+            self._post(self.broken.set)
 
     # --------------------------------------------------------------------------- back on the loop
 
@@ -288,25 +278,12 @@ class TensorReplica:
 
     def _deliver(self, answers: Sequence[Answer], batch: Batch | None) -> None:
         for job, outcome in answers:
-            if not job.done:
-                self._answer(job, outcome)
+            self._ledger.answer(job, outcome)
         if batch is not None:
             self._batches += 1
             self._rows += batch.rows
             if self._follower is not None:
                 self._follower.observe(batch)
-
-    def _answer(self, job: Job, outcome: Any) -> None:
-        job.done = True
-        connection: Connection = job.owner
-        del self._jobs[connection][job.id]
-        if isinstance(outcome, Fault):
-            connection.fault(job.id, outcome)
-            return
-        try:
-            connection.send(result_frame(job, outcome))
-        except WireError as error:
-            connection.fault(job.id, BackendError(str(error)).fault())
 
     def _fail(self, reason: str) -> None:
         self._failed = reason

@@ -4,7 +4,9 @@ it does worse; the oracle for "which version answered" is the factor that the we
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -292,6 +294,22 @@ async def test_a_channel_that_cannot_be_read_is_told_and_the_old_version_serves_
         assert await factor(gateway) == (1.0, old)
         path.write_bytes(whole)
         await gateway.until(lambda: gateway.statuses[-1].reason == "")
+        await gateway.close()
+
+
+async def test_nothing_is_left_of_a_version_that_was_let_go(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, probation_s=0.1) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        await factor(gateway)
+        model = weakref.ref(replica._versions[old].model)
+        gc.disable()  # by counting alone: no cycle keeps a model's memory until the collector comes
+        try:
+            await gateway.serves(put(run, 2))
+            await eventually(lambda: model() is None)
+        finally:
+            gc.enable()
         await gateway.close()
 
 

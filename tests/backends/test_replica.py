@@ -224,6 +224,33 @@ async def test_a_hung_device_is_seen_and_makes_it_unready(serve, gate):
         await gateway.close()
 
 
+async def test_a_lost_device_fails_the_replica_and_ends_it(serve, monkeypatch):
+    monkeypatch.setattr(
+        "backends.tensor.boot.device_is_lost", lambda error: "below 0" in str(error)
+    )
+    async with serve(SCALE + "config = { picky = true }") as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        (answer,), _ = await gateway.ask(Scale.signature, x(-1.0))
+        assert answer.code == "model_error"
+        assert "the device is lost" in (await gateway.state("failed")).reason
+        await replica.broken.wait()
+        await gateway.close()
+
+
+async def test_a_model_that_always_raises_does_not_flood_the_log(serve):
+    async with serve(SCALE + "config = { picky = true }") as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        for _ in range(50):
+            await gateway.ask(Scale.signature, x(-1.0))
+        # One a second; the first tells of itself alone.
+        raised = [fields["batches"] for event, fields in replica.log if event == "model.raised"]
+        assert raised[0] == 1 and sum(raised) <= 50
+        assert len(raised) < 50
+        await gateway.close()
+
+
 async def test_the_same_id_twice_breaks_the_connection(serve, gate):
     async with serve(GATE) as replica:
         gateway = await Gateway.connect(replica.address)
