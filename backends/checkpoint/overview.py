@@ -1,6 +1,6 @@
 """What people ask about a run: its checkpoints in rows, and why each is kept.
 
-Reads only. Cheap: sizes, no bytes; `verify` has the bytes, `prunable` the plan of a prune.
+Changes nothing. Cheap: sizes, no bytes; `verify` has the bytes, `prunable` the plan of a prune.
 """
 
 from __future__ import annotations
