@@ -32,7 +32,7 @@ __all__ = [
 # A name is a part of paths, labels and file names of sockets (which the kernel keeps short).
 NAME = Text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # As `policy.routing` has them, which the supervisor does without: it imports little.
-ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session")
+ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "predictive")
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
 _LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
 _REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")

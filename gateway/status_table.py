@@ -23,8 +23,13 @@ def show(status: Json) -> None:
 
 
 def watch(ask: Callable[[], Json], every_s: float) -> None:
-    """Until interrupted."""
-    with Live(render(ask()), console=_console(), auto_refresh=False) as live:
+    """Until interrupted: in place on a terminal, one after the other elsewhere."""
+    console = _console()
+    if not console.is_terminal:
+        while True:
+            console.print(render(ask()))
+            time.sleep(every_s)
+    with Live(render(ask()), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             live.update(render(ask()), refresh=True)

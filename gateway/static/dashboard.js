@@ -162,7 +162,7 @@ function workerRow(worker) {
 
 function eventLine(event) {
   const at = new Date(event.at * 1000);
-  const bad = /died|failed|refused|unreachable/.test(event.kind + event.text);
+  const bad = /died/.test(event.kind) || /^(failed|refused):|→ (failed|unreachable)/.test(event.text);
   return make(
     "li",
     {},

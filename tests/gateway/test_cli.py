@@ -119,6 +119,21 @@ async def test_status_shows_workers_models_and_replicas(tmp_path, capsys):
         assert status["models"][0]["replicas"][1]["name"] == "r-1"
 
 
+async def test_status_can_be_watched_through_a_pipe(tmp_path):
+    async with supervised(tmp_path) as running:
+        command = [sys.executable, "-m", "gateway", "status", "--watch", "0.1"]
+        watching = await asyncio.create_subprocess_exec(
+            *command, "--admin", running.supervisor.admin, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        heads = 0
+        while heads < 2:
+            line = await watching.stdout.readline()
+            assert line, "it ended"
+            heads += line.startswith(b"penstock 1.2.3 serving")
+        watching.kill()
+        await watching.wait()
+
+
 async def test_switches(tmp_path, capsys):
     async with supervised(tmp_path) as running:
         assert await command(running, "drain", "r-0", "--wait", "5") == 0
