@@ -1,8 +1,8 @@
 """The body of one request, from the socket's bytes to what its handler asked for.
 
 Undoes the framing, and the content coding of bodies that are gathered for the handler, and keeps
-the size limit while doing so. Invariant: never more than the limit is kept or handed on, and no
-byte past the body is read.
+the limits while doing so. Invariant: never more than they allow is kept, by one body or by all, and
+no byte past the body is read.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from gateway.lane.chunked import ChunkedDecoder
 from gateway.lane.framing import CHUNKED, Framing
 from gateway.lane.inflate import Inflater
-from gateway.lane.limits import Limits
 from gateway.lane.refusal import Refused
 from gateway.lane.timeouts import Pace
 
 if TYPE_CHECKING:
     from gateway.lane.exchange import Exchange, Handler
+    from gateway.lane.lane import Lane
 
 
 class Body:
@@ -27,7 +27,9 @@ class Body:
 
     __slots__ = (
         "_chunks",
+        "_held",
         "_inflater",
+        "_lane",
         "_left",
         "_pieces",
         "_room",
@@ -45,9 +47,10 @@ class Body:
         exchange: Exchange,
         handler: Handler | None,
         framing: Framing,
-        limits: Limits,
+        lane: Lane,
         now: float,
     ) -> None:
+        limits = lane.limits
         self.exchange: Exchange | None = exchange
         self.handler = handler
         self.pace = Pace(now)
@@ -62,6 +65,8 @@ class Body:
             else None
         )
         self._pieces: list[bytes] = []
+        self._lane = lane
+        self._held = 0  # bytes in `_pieces`
 
     def is_worth_reading(self, most: int) -> bool:
         """Whether the rest, which nobody wants, is known to be small and on its way."""
@@ -90,12 +95,28 @@ class Body:
         if self.handler is None:
             # One call per read, so that pause_body() takes effect before the next piece.
             self.exchange.pass_on(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        elif self._inflater is None:
+        else:
+            self._gather(pieces)
+        return at
+
+    def _gather(self, pieces: list[bytes]) -> None:
+        lane, had = self._lane, len(self._pieces)
+        if self._inflater is None:
             self._pieces += pieces
         else:
             for piece in pieces:
                 self._inflater.feed(piece, self._pieces)
-        return at
+        size = sum(map(len, self._pieces[had:]))
+        self._held += size
+        lane.gathered += size
+        if lane.gathered > lane.limits.max_bodies:
+            retry = b"retry-after: 1\r\n"
+            raise Refused(503, "too many large requests are arriving at once", retry)
+
+    def release(self) -> None:
+        """What was gathered is in the handler's hands, or dropped."""
+        self._lane.gathered -= self._held
+        self._held = 0
 
     def whole(self) -> bytes:
         """All of a gathered body, once done. Raises Refused if its compression is cut off."""

@@ -106,7 +106,8 @@ class Connection(Turns):
         if self._flags & AWAY:
             self.lane.stats.handed -= 1
         self._flags = (self._flags | CLOSED | DEAF) & ~AWAY
-        self._input = self._body = None
+        self._input = None
+        self._end_body()
         self.lane.closed(self)
         self._drop_exchanges()
         if self._guest is not None:
@@ -199,7 +200,7 @@ class Connection(Turns):
         self._enqueue(exchange)
         if framing.length:
             whom = None if handler.streams else handler
-            self._body = Body(exchange, whom, framing, limits, now)
+            self._body = Body(exchange, whom, framing, self.lane, now)
         elif not framing.keep_alive:
             self._flags |= DEAF
         elif framing.upgrade and handler.streams:
@@ -222,20 +223,18 @@ class Connection(Turns):
             self._hold(FULL)
 
     def _body_done(self, body: Body) -> None:
-        self._body = None
         exchange = body.exchange
         if exchange is None:
+            self._end_body()
             return
-        if exchange.close:
+        if exchange.last:
             self._flags |= DEAF
         if body.handler is None:
+            self._end_body()
             exchange.pass_end()
             return
-        try:
-            exchange.body = body.whole()
-        except Refused:
-            self._body = body  # the refusal answers in its exchange's place
-            raise
+        exchange.body = body.whole()
+        self._end_body()
         self.lane.stats.requests += 1
         exchange.call(body.handler)
 
@@ -266,7 +265,8 @@ class Connection(Turns):
         """Answer for the lane itself, in turn, and take no further request."""
         self.lane.stats.refused += 1
         self._flags = (self._flags | DEAF | MORE) & ~PARTIAL
-        body, self._body = self._body, None
+        body = self._body
+        self._end_body()
         exchange = body.exchange if body is not None else None
         if body is None:
             head = RequestHead("GET", "", "", [], Framing(keep_alive=False))
@@ -280,7 +280,7 @@ class Connection(Turns):
             exchange.pass_gone()
         assert exchange is not None
         if exchange.phase == OPEN:
-            exchange.simple, exchange.close = False, True
+            exchange.simple, exchange.last = False, True
             exchange.respond(refusal.status, error_body(refusal.message), fields=refusal.fields)
         elif exchange.phase != ENDED:
             self.abandon(exchange)
@@ -298,10 +298,15 @@ class Connection(Turns):
     # ------------------------------------------------------------------------------------- the lane
 
     def drain(self) -> None:
-        """Take no further request after those in flight."""
+        """The next answer that ends with nothing behind it is the last."""
         self._flags |= DRAINING
         if self.front is not None:
             self.front.simple = False
+        if self._flags & AWAY and self._guest is not None:
+            self._guest.drain()
+
+    def close_if_idle(self) -> None:
+        """After drain()."""
         if self._flags & AWAY and self._guest is not None:
             self._guest.drain()
         self._settle()

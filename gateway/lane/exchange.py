@@ -57,10 +57,10 @@ class Exchange:
         "_left",
         "arrived",
         "body",
-        "close",
         "head",
         "headers",
         "held",
+        "last",
         "method",
         "on_body",
         "on_body_end",
@@ -82,10 +82,10 @@ class Exchange:
         self.body = body
         self.arrived = arrived
         # For the connection. simple: nothing else is in flight and nothing special was asked for;
-        # close: this answer is the connection's last; held: written before its turn.
+        # last: this answer is the connection's last; held: written before its turn.
         self.simple = simple
         self.phase = OPEN
-        self.close = not head.framing.keep_alive
+        self.last = not head.framing.keep_alive
         self.held: list[Buffer] | None = None
         self._chunked = self._body_less = False
         self._left: int | None = None
@@ -140,7 +140,11 @@ class Exchange:
                 self.simple = False
                 self.phase = ENDED
                 self._conn = conn.front = self.on_gone = None
-                conn.put(b"".join((prefix, b"%d\r\n" % len(body), fields, b"\r\n", body)))
+                data = b"".join((prefix, b"%d\r\n" % len(body), fields, b"\r\n", body))
+                try:
+                    conn.transport.write(data)
+                except RuntimeError:
+                    conn.note_broken()
                 return
         pieces = [body] if isinstance(body, bytes | bytearray | memoryview) else list(body)
         length = sum(map(_size, pieces))
@@ -226,6 +230,7 @@ class Exchange:
         """Decide framing and persistence, and render the head."""
         if self.phase != OPEN:
             raise RuntimeError("this exchange has been answered already")
+        prefix = conn.lane.prefixes.get(status, content_type)
         self.simple, self.phase = False, STARTED
         framing = b""
         minor = self.head.framing.minor
@@ -238,11 +243,10 @@ class Exchange:
         elif minor == 1:
             framing, self._chunked = CHUNKED, not self._body_less
         elif not self._body_less:
-            self.close = True  # HTTP/1.0: the connection's end is the body's
+            self.last = True  # HTTP/1.0: the connection's end is the body's
         self._left = length
-        self.close = self.close or conn.is_last(self)
-        tail = CLOSE if self.close else KEEP_ALIVE if minor == 0 else b""
-        prefix = conn.lane.prefixes.get(status, content_type)
+        self.last = self.last or conn.is_last(self)
+        tail = CLOSE if self.last else KEEP_ALIVE if minor == 0 else b""
         return b"%b%b%b%b\r\n" % (prefix, framing, fields, tail)
 
     def _finish(self, conn: Turns) -> None:

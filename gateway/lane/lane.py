@@ -18,6 +18,9 @@ from gateway.lane.response import Prefixes
 # Connections looked at in one go: some 100 µs.
 SLICE = 1000
 
+# How long a drain waits for requests that were sent before their senders could know of it.
+IDLE_GRACE_S = 0.05
+
 Resolve = Callable[[str, str], Handler | None]
 HandOver = Callable[[], asyncio.Protocol]
 
@@ -41,6 +44,7 @@ class Lane:
         self.heads = HeadReader(self.limits)
         self.prefixes = Prefixes()
         self.stats = LaneStats()
+        self.gathered = 0  # bytes of bodies that are not whole yet
         self._connections: set[Connection] = set()
         self._draining = False
         self._all_closed = asyncio.Event()
@@ -66,6 +70,7 @@ class Lane:
         self._connections.add(connection)
         if self._draining:
             connection.drain()
+            self.loop.call_later(IDLE_GRACE_S, connection.close_if_idle)
         if self._timer is None:
             self.prefixes.tick()
             self._timer = self.loop.call_later(self._period, self._tick)
@@ -99,15 +104,21 @@ class Lane:
             self._timer = None  # nothing to time; the next connection starts it again
 
     async def drain(self, grace_s: float) -> None:
-        """Close idle connections, let what is in flight end with `connection: close`, and cut off
-        what is left after `grace_s` seconds. Returns when every connection is gone."""
+        """Answer what is in flight with `connection: close`, close idle connections, and cut off
+        what is left after `grace_s` seconds. Returns when every connection is gone. Stop listening
+        before."""
+        end = self.loop.time() + grace_s
         self._draining = True
         for connection in list(self._connections):
             connection.drain()
+        # Requests may be on their way on connections that look idle: they are answered, too.
+        await asyncio.sleep(min(IDLE_GRACE_S, grace_s / 2))
+        for connection in list(self._connections):
+            connection.close_if_idle()
         if self._connections:
             self._all_closed.clear()
             try:
-                await asyncio.wait_for(self._all_closed.wait(), grace_s)
+                await asyncio.wait_for(self._all_closed.wait(), max(0.0, end - self.loop.time()))
             except TimeoutError:
                 for connection in list(self._connections):
                     connection.transport.abort()

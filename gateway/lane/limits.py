@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-KIB, MIB = 1024, 1024 * 1024
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Limits:
     max_head: int = 32 * KIB  # request line and fields together
     max_headers: int = 100
     max_body: int = 64 * MIB  # after decompression
+    max_bodies: int = 1 * GIB  # all bodies together that wait for their ends; 503 beyond
     pipeline: int = 16  # requests of one connection in flight at once, at least 2
     head_timeout_s: float = 10.0  # from a head's first byte to its last
     body_timeout_s: float = 30.0  # per `min_body_rate` x body_timeout_s bytes of a body

@@ -99,8 +99,11 @@ class Turns(asyncio.Protocol):
         try:
             self.transport.write(data)
         except RuntimeError:
-            # uvloop says so of a transport that an error has closed, until connection_lost().
-            self._flags |= CLOSED
+            self.note_broken()
+
+    def note_broken(self) -> None:
+        """uvloop refuses to write once an error has closed a transport; connection_lost() comes."""
+        self._flags |= CLOSED
 
     def send(self, exchange: Exchange, data: Buffer) -> bool:
         """False: the client is slow, or it is not this exchange's turn."""
@@ -116,7 +119,7 @@ class Turns(asyncio.Protocol):
         """All of the answer comes now: if its request has not, is the connection worth keeping?"""
         body = self._body
         if body is not None and body.exchange is exchange:
-            exchange.close = exchange.close or not body.is_worth_reading(WORTH_READING)
+            exchange.last = exchange.last or not body.is_worth_reading(WORTH_READING)
 
     def is_last(self, exchange: Exchange) -> bool:
         """Whether the lane drains and this is the newest request: no more are taken then."""
@@ -131,8 +134,8 @@ class Turns(asyncio.Protocol):
         if not exchange.head.framing.upgrade or self._body is not None:
             raise RuntimeError("101 answers a request to upgrade, after its body")
         framing = exchange.head.framing
-        self._body = Tunnel(exchange, None, framing, self.lane.limits, self.lane.clock())
-        exchange.phase, exchange.simple, exchange.close = STARTED, False, True
+        self._body = Tunnel(exchange, None, framing, self.lane, self.lane.clock())
+        exchange.phase, exchange.simple, exchange.last = STARTED, False, True
         self.send(exchange, head)
         self._release(TURN)
 
@@ -140,14 +143,14 @@ class Turns(asyncio.Protocol):
         """It has written its last byte: let the next one write."""
         body = self._body
         if body is not None and body.exchange is exchange:
-            exchange.close = exchange.close or not body.is_worth_reading(WORTH_READING)
+            exchange.last = exchange.last or not body.is_worth_reading(WORTH_READING)
             body.exchange = None
-            self._flags |= DEAF * exchange.close
+            self._flags |= DEAF * exchange.last
             self._release(PAUSED)
         if exchange is not self.front:
             return
         while self.front is not None and self.front.phase == ENDED:
-            if self.front.close:
+            if self.front.last:
                 self._shut()
                 return
             self.front = self._behind.popleft() if self._behind else None
@@ -180,11 +183,16 @@ class Turns(asyncio.Protocol):
             body.uninvited = False
             self.put(CONTINUE)
 
+    def _end_body(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.release()
+
     def abandon(self, exchange: Exchange) -> None:
         """Break the connection off; the answers before this exchange's still go out."""
         cut = exchange.ends_with_connection
         exchange.forget()
-        exchange.close = True
+        exchange.last = True
         self._flags |= DEAF
         if exchange is self.front:
             self._drop_exchanges()
@@ -248,7 +256,8 @@ class Turns(asyncio.Protocol):
             return
         unread = self._flags & MORE or self._body is not None or self._input is not None
         self._drop_exchanges()
-        self._body = self._input = None
+        self._end_body()
+        self._input = None
         if not unread or self._flags & EOF or not self.transport.can_write_eof():
             self._close()
             return
@@ -256,8 +265,8 @@ class Turns(asyncio.Protocol):
         self.since = self.lane.clock()
         try:
             self.transport.write_eof()
-        except RuntimeError:
-            self._flags |= CLOSED
+        except (OSError, RuntimeError):
+            self._close()  # the client has reset the connection
         self._release(HOLD & ~UNREAD)
 
     def _close(self, *, abort: bool = False) -> None:

@@ -243,3 +243,12 @@ def chunked(*chunks: bytes, target: str = "/x", trailer: bytes = b"") -> bytes:
     head = f"POST {target} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     return head + body + b"0\r\n" + trailer + b"\r\n"
+
+
+def asked(
+    raw: bytes, limits: Limits | None = None, *, streams: bool = False
+) -> tuple[Wire, Exchange]:
+    """A wire whose one request waits for its answer."""
+    later = Later(streams=streams)
+    wire = Wire(make_lane(later, limits)).send(raw)
+    return wire, later.seen[0]

@@ -16,7 +16,7 @@ async def drained(lane, grace_s: float = 5.0) -> asyncio.Task[None]:
     return task
 
 
-async def test_drain_closes_idle_connections_at_once():
+async def test_drain_closes_idle_connections():
     lane = make_lane(Echo())
     fresh, used = Wire(lane), Wire(lane).send(request())
     await lane.drain(5)
@@ -73,13 +73,32 @@ async def test_what_is_not_done_after_the_grace_is_cut_off():
     assert wire.transport.aborted and later.gone == later.seen
 
 
-async def test_a_connection_that_comes_during_the_drain_is_closed():
-    lane = make_lane(Later())
-    keeps = Wire(lane).send(request())
-    draining = await drained(lane, 0.01)
-    assert Wire(lane).transport.closed
+async def test_a_connection_that_comes_during_the_drain_is_served_once(monkeypatch):
+    monkeypatch.setattr("gateway.lane.lane.IDLE_GRACE_S", 0.0)
+    lane = make_lane(Echo())
+    hanging = Wire(make_lane(later := Later())).send(request())
+    draining = await drained(hanging.lane)
+    hanging.lane.resolve = lane.resolve
+    late, silent = Wire(hanging.lane), Wire(hanging.lane)
+    late.send(request())
+    assert late.answers()[0].headers[b"connection"] == b"close"
+    assert late.transport.closed
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert silent.transport.closed
+    later.seen[0].respond(200, b"{}")
     await draining
-    assert keeps.transport.aborted
+
+
+async def test_a_request_sent_before_the_drain_was_known_is_served():
+    lane = make_lane(Echo())
+    fresh, used = Wire(lane), Wire(lane).send(request())
+    draining = await drained(lane)
+    for wire in (fresh, used):
+        wire.send(request())
+        assert wire.answers()[-1].headers[b"connection"] == b"close"
+        assert wire.transport.closed
+    await draining
 
 
 async def test_drain_twice_is_no_harm():

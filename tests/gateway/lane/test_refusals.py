@@ -211,6 +211,26 @@ async def test_what_is_refused_is_read_on_for_a_while_and_then_no_more():
     assert wire.statuses() == [413]
 
 
+async def test_all_bodies_together_have_a_limit():
+    lane = make_lane(Echo(), Limits(max_bodies=100))
+    body = b"x" * 60
+    first = Wire(lane).send(request("POST", "/x", body)[:-1])
+    second = Wire(lane).send(request("POST", "/x", body)[:-1])
+    assert (first.raw, second.statuses()) == (b"", [503])
+    assert second.answers()[0].headers[b"retry-after"] == b"1"
+    first.send(b"x")
+    assert first.statuses() == [200] and lane.gathered == 0
+    for ending in (b"\r\nxyz", gzip.compress(b"x")):
+        wires = [Wire(lane).send(chunked(body)[:-20]) for _ in range(2)]
+        assert lane.gathered > 0
+        wires[0].send(ending)
+        wires[0].transport.close()
+        wires[1].send(b"zz").eof()
+        assert lane.gathered == 0
+    assert Wire(lane).send(request("POST", "/x", body)[:-1], b"x").statuses() == [200]
+    assert lane.gathered == 0
+
+
 async def test_the_refusals_of_the_memoised_path_and_the_first_are_the_same():
     lane = make_lane(Echo())
     raw = b"GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"
