@@ -1,7 +1,7 @@
 """`python -m gateway serve`: builds the supervisor of one configuration and runs it.
 
-The only wiring of the supervisor process. The admin listener's module is imported late, by the
-supervisor's call: the workers are started before.
+The only wiring of the supervisor process. What the admin listener and the metrics need is imported
+late, when the supervisor first calls for it: the workers are started before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gateway.config import ConfigError
 from gateway.listening import ListenError, Listening
+from gateway.metrics import Family
 from gateway.operations import Operations
 from gateway.settings import Settings
 from gateway.supervisor import AdminServer, Supervisor
@@ -34,13 +35,19 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    return await Supervisor(settings, open_admin, version=_version()).run()
+    return await Supervisor(settings, open_admin, version=_version(), render=render).run()
 
 
 async def open_admin(operations: Operations, listening: Listening, key: str | None) -> AdminServer:
     from gateway.admin import Admin
 
     return await Admin.open(operations, listening, key)
+
+
+def render(families: list[Family]) -> str:
+    from gateway.exposition import render
+
+    return render(families)
 
 
 class _Format(logging.Formatter):

@@ -1,7 +1,7 @@
-"""Metrics of a whole gateway: the workers' snapshots added up and written for Prometheus.
+"""Metrics of a whole gateway: the workers' snapshots added up.
 
-Owns the sum, not the counting: workers count. Invariant: what was shown of a counter never shrinks
-when a worker dies, because the last that was seen of it stays in the sum.
+Owns the sum, not the counting: workers count, and `exposition` writes. Invariant: what was shown of
+a counter never shrinks when a worker dies, because the last that was seen of it stays in the sum.
 
 A snapshot is a list of families: [name, "counter"|"gauge"|"histogram", help, [label names],
 [[label values], value] …]; the value of a histogram is {"buckets": [[le, cumulative count] …],
@@ -10,16 +10,8 @@ A snapshot is a list of families: [name, "counter"|"gauge"|"histogram", help, [l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
-from prometheus_client.metrics_core import Metric
 
 Family = list[Any]
 
@@ -42,13 +34,6 @@ def merge(snapshots: Iterable[Sequence[Family]]) -> list[Family]:
         [*head, *([list(key), value] for key, value in values[name].items())]
         for name, head in heads.items()
     ]
-
-
-def render(families: Sequence[Family]) -> str:
-    """The Prometheus text exposition."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(families))
-    return generate_latest(registry).decode()
 
 
 class Ledger:
@@ -109,25 +94,3 @@ def _add(name: str, left: Any, right: Any) -> Any:
         "sum": left["sum"] + right["sum"],
         "count": left["count"] + right["count"],
     }
-
-
-class _Collected:
-    """Families in the form of prometheus_client's collectors."""
-
-    def __init__(self, families: Sequence[Family]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for name, kind, text, labels, *samples in self._families:
-            if kind == "histogram":
-                histogram = HistogramMetricFamily(name, text, labels=labels)
-                for label_values, value in samples:
-                    buckets = [(str(le), float(count)) for le, count in value["buckets"]]
-                    histogram.add_metric(label_values, buckets, value["sum"])
-                yield histogram
-                continue
-            family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-            metric = family(name, text, labels=labels)
-            for label_values, value in samples:
-                metric.add_metric(label_values, value)
-            yield metric

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.control import ControlError, call_replica
 from gateway.events import Events, changes
-from gateway.metrics import Family, Ledger, gateway_families, merge, render
+from gateway.metrics import Family, Ledger, gateway_families, merge
 from gateway.overview import Json, overview
 from gateway.process import Child
 from gateway.replica_process import ReplicaProcess
@@ -30,6 +30,7 @@ EVENTS_SHOWN = 40
 WATCH_S = 1.0
 
 T = TypeVar("T")
+Render = Callable[[list[Family]], str]
 
 
 class Running(Protocol):
@@ -53,10 +54,10 @@ class Running(Protocol):
 
 
 class Operations:
-    """`version` is the gateway's own."""
+    """`version` is the gateway's own; `render` makes text of metric families."""
 
-    def __init__(self, running: Running, events: Events, version: str) -> None:
-        self._running, self._version = running, version
+    def __init__(self, running: Running, events: Events, *, version: str, render: Render) -> None:
+        self._running, self._version, self._render = running, version, render
         self.events = events
         self._started = time.monotonic()
         self._drained: set[str] = set()
@@ -90,7 +91,7 @@ class Operations:
         for worker, answer in reports:
             self._ledger.seen(f"{worker.name}/{worker.life}", answer["families"])
         own: list[Family] = gateway_families(await self.status())
-        return render(merge([self._ledger.total(), own]))
+        return self._render(merge([self._ledger.total(), own]))
 
     async def _ask_all(self, op: str) -> list[tuple[WorkerProcess, Json]]:
         """The answers of the workers that answer; a dead or hung one must not hide the others."""

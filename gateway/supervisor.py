@@ -20,7 +20,7 @@ from gateway.config import GatewayConfig, ReplicaConfig
 from gateway.control import ControlError
 from gateway.events import Events
 from gateway.listening import Listening
-from gateway.operations import Operations
+from gateway.operations import Operations, Render
 from gateway.process import Backoff, Child
 from gateway.replica_process import ReplicaProcess
 from gateway.rollout import Rollout
@@ -42,7 +42,8 @@ class AdminServer(Protocol):
     async def close(self) -> None: ...
 
 
-# Called when the workers have been started: what it imports must not delay them.
+# Called when the workers have been started: what it imports must not delay them. So is `render`,
+# of metrics.
 OpenAdmin = Callable[[Operations, Listening, str | None], Awaitable[AdminServer]]
 
 
@@ -55,6 +56,7 @@ class Supervisor:
         open_admin: OpenAdmin,
         *,
         version: str,
+        render: Render,
         worker_command: Sequence[str] = WORKER_COMMAND,
         replica_command: Sequence[str] = REPLICA_COMMAND,
         rng: random.Random | None = None,
@@ -79,7 +81,7 @@ class Supervisor:
         self.listen, self.admin = self._public.url, self._private.url
         self._folder = RuntimeFolder()
         self.runtime = self._folder.path
-        self.operations = Operations(self, self.events, version)
+        self.operations = Operations(self, self.events, version=version, render=render)
         self.handlers = {"status": self._answer_status, "metrics": self._answer_metrics}
         self.workers = [
             WorkerProcess(f"worker-{number}", sock, worker_command, self, self._backoff())

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway.admin import Admin
+from gateway.exposition import render
 from gateway.settings import Settings
 from gateway.supervisor import Supervisor
 
@@ -77,6 +78,7 @@ async def supervised(folder, config=MODEL, server="", worker_flags=(), ready=Tru
         Settings.read(folder / "serve.toml"),
         Admin.open,
         version="1.2.3",
+        render=render,
         worker_command=(*FAKE_WORKER, *worker_flags),
         replica_command=FAKE_REPLICA,
     )

@@ -12,7 +12,8 @@ import subprocess
 import pytest
 from aiohttp import web
 
-from gateway.metrics import merge, render
+from gateway.exposition import render
+from gateway.metrics import merge
 from gateway.web import STATIC, make_app
 from tests.gateway.test_metrics import counter, histogram
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import Ledger, gateway_families, merge, render
+from gateway.exposition import render
+from gateway.metrics import Ledger, gateway_families, merge
 
 
 def counter(*samples, name="penstock_requests_total", labels=("model", "end")):

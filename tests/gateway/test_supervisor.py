@@ -20,13 +20,13 @@ from tests.gateway.supervised import MODEL, PATIENCE_S, SERVER, supervised, unti
 TREE = """
 import asyncio, sys
 from pathlib import Path
-from gateway.cli_serve import log_to_stderr, open_admin
+from gateway.cli_serve import log_to_stderr, open_admin, render
 from gateway.settings import Settings
 from gateway.supervisor import Supervisor
 from tests.gateway.supervised import FAKE_REPLICA, FAKE_WORKER
 async def main():
     return await Supervisor(
-        Settings.read(Path(sys.argv[1])), open_admin, version="0",
+        Settings.read(Path(sys.argv[1])), open_admin, version="0", render=render,
         worker_command=(*FAKE_WORKER, *sys.argv[2:]), replica_command=FAKE_REPLICA).run()
 log_to_stderr("info")
 sys.exit(asyncio.run(main()))
