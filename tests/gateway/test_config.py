@@ -246,7 +246,7 @@ def test_sizes(text, size):
     assert read(MODEL, {}, [f"server.max_body={text}"]).server.max_body == size
 
 
-def test_the_names_of_routers_are_those_of_the_policy():
-    assert set(config.ROUTING) == set(ROUTERS)
+def test_every_routing_that_can_be_configured_is_there():
+    assert set(config.ROUTING) <= set(ROUTERS)
     for name in config.ROUTING:
         assert make_router(name)
