@@ -60,7 +60,8 @@ class WeightedRandom(Unlearned):
     def choose(
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
     ) -> C | None:
-        return _draw(candidates, shares(candidates, now), self._rng)
+        place = _draw(shares(candidates, now), self._rng)
+        return None if place is None else candidates[place]
 
 
 class PowerOfTwo(Unlearned):
@@ -77,13 +78,14 @@ class PowerOfTwo(Unlearned):
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
     ) -> C | None:
         weights = shares(candidates, now)
-        first = _draw(candidates, weights, self._rng)
-        if first is None:
+        place = _draw(weights, self._rng)
+        if place is None:
             return None
-        rest = [0.0 if c is first else w for c, w in zip(candidates, weights, strict=True)]
-        second = _draw(candidates, rest, self._rng)
-        if second is None:
+        first, weights[place] = candidates[place], 0.0
+        place = _draw(weights, self._rng)
+        if place is None:
             return first
+        second = candidates[place]
         a, b = (first.work + cost) / first.share, (second.work + cost) / second.share
         return first if a <= b else second
 
@@ -110,14 +112,15 @@ class LeastConnections(Unlearned):
         return best
 
 
-def _draw(candidates: Sequence[C], weights: Sequence[float], rng: random.Random) -> C | None:
+def _draw(weights: Sequence[float], rng: random.Random) -> int | None:
+    """A place, with the probability of its weight."""
     total = sum(weights)
     if total <= 0.0:
         return None
-    point, drawn = rng.random() * total, None
-    for candidate, weight in zip(candidates, weights, strict=True):
+    point, drawn = rng.random() * total, 0
+    for place, weight in enumerate(weights):
         if weight > 0.0:
-            drawn = candidate  # rounding may leave the point a hair above the last bound
+            drawn = place  # rounding may leave the point a hair above the last bound
             point -= weight
             if point < 0.0:
                 break

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from math import log
 
+from gateway.policy.bounds import LoadBound
 from gateway.policy.candidate import C, RoutingKey, Unlearned
 from gateway.policy.leastwork import WeightedLeastConnections
 
@@ -57,22 +58,15 @@ class Rendezvous:
 
 
 class SessionRouter(Unlearned):
-    """The first in rendezvous order whose work, with this request's, stays within its bound.
+    """The first in rendezvous order that is within its bound; all past it: where work is least.
 
-    The bound is `factor` × its fair part of all work plus `slack` typical requests per slot, so
-    that one against none never moves a session. Ranking goes by configured weight, the bound by
-    share: slow start, which passes, lowers the bound and moves nobody's home. A request without
-    a session, and one for which all are past their bound, goes where the work is least.
+    Ranking goes by configured weight, the bound by share: slow start, which passes, lowers the
+    bound and moves nobody's home. A request without a session goes where the work is least.
     """
 
-    def __init__(
-        self, rng: random.Random | None = None, *, factor: float = 1.25, slack: float = 2.0
-    ) -> None:
-        if factor < 1.0 or slack < 0.0:
-            raise ValueError("factor must be at least 1 and slack not negative")
-        self._factor, self._slack = factor, slack
+    def __init__(self, rng: random.Random | None = None, bound: LoadBound | None = None) -> None:
+        self._bound = bound or LoadBound()
         self._least_work = WeightedLeastConnections(rng)
-        self._typical = 0.0  # cost of a request, a slow average
         self._fleet: Sequence[object] = ()
         self._weights: list[float] = []
         self._rendezvous = Rendezvous((), ())
@@ -81,27 +75,14 @@ class SessionRouter(Unlearned):
     def choose(
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
     ) -> C | None:
-        typical = self._typical = self._typical + (cost - self._typical) * 0.01 or cost
-        session = request.session
-        if session is None:
+        if request.session is None:
             return self._least_work.choose(candidates, request, now, cost=cost)
-        ranked = self._ranked(session, candidates)
-        work = shares = 0.0
-        for candidate in candidates:
-            if candidate.ramping:
-                candidate.refresh(now)
-            if candidate.share > 0.0:
-                shares += candidate.share
-                work += candidate.work
-        if shares <= 0.0:
+        limits = self._bound.limits(candidates, now, cost)
+        if limits is None:
             return None
-        fair = self._factor * (work + cost) / shares
-        slack = self._slack * typical
-        for index in ranked:
-            candidate = candidates[index]
-            share = candidate.share
-            if share > 0.0 and candidate.work + cost <= share * fair + slack * candidate.slots:
-                return candidate
+        for index in self._ranked(request.session, candidates):
+            if limits.admit(candidates[index]):
+                return candidates[index]
         return self._least_work.choose(candidates, request, now, cost=cost)
 
     def _ranked(self, session: str, candidates: Sequence[C]) -> list[int]:

@@ -14,6 +14,7 @@ from gateway.policy.classic import (
 )
 from gateway.policy.leastwork import WeightedLeastConnections
 from gateway.policy.predictive import Predictive
+from gateway.policy.prefix import PrefixRouter
 from gateway.policy.rendezvous import SessionRouter
 
 __all__ = ["NO_KEY", "ROUTERS", "Candidate", "Router", "RoutingKey", "make_router"]
@@ -25,6 +26,7 @@ _MAKERS: dict[str, Callable[[random.Random], Router]] = {
     "p2c": PowerOfTwo,
     "least-connections": LeastConnections,
     "session": SessionRouter,
+    "prefix": PrefixRouter,
     "predictive": Predictive,
 }
 ROUTERS = tuple(_MAKERS)

@@ -1,0 +1,140 @@
+"""Prefix affinity: a prompt goes where the start of it was processed before.
+
+Owns a bounded memory of which replica has seen which prefix; it forgets the least recently used.
+Knows nothing of tokens: prefixes are hashes over the prompt's bytes at fixed places. A guess, since
+nobody tells what a replica has evicted; it is never worth more than its load bound.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from gateway.policy.bounds import LoadBound
+from gateway.policy.candidate import C, RoutingKey
+from gateway.policy.leastwork import WeightedLeastConnections
+from gateway.policy.load import Lease
+from gateway.policy.rendezvous import SessionRouter
+
+
+def _boundaries() -> tuple[int, ...]:
+    """Every 256 bytes up to 2 KiB, then in steps of a quarter up to 4 MiB: a shared prefix is
+    found to within a fifth of its length, and no prompt has more than 43 blocks."""
+    places = list(range(256, 2049, 256))
+    while places[-1] < 4 << 20:
+        places.append((places[-1] * 5 // 4) // 256 * 256)
+    return tuple(places)
+
+
+BOUNDARIES = _boundaries()
+_COLD = 4  # blocks whose hash places a prompt that nobody has seen: its first KiB
+_NOBODY = (0, -1)  # number and generation of a replica that nothing was sent to
+_HOLDERS = 4  # replicas remembered per prefix; a hotter one is everywhere anyhow
+
+
+def prefix_blocks(prompt: bytes | bytearray | memoryview) -> tuple[int, ...]:
+    """For `RoutingKey.prefix`: one hash per boundary within the prompt, each over all before it."""
+    view, state, start, blocks = memoryview(prompt), blake2b(digest_size=8), 0, []
+    for end in BOUNDARIES:
+        if end > len(view):
+            break
+        state.update(view[start:end])
+        blocks.append(int.from_bytes(state.digest(), "little"))
+        start = end
+    return tuple(blocks)
+
+
+class PrefixIndex:
+    """At most `capacity` blocks, each with the holders (replicas' numbers) of it, newest first.
+
+    A block is never younger than one before it in the same prompt, so what is known of a prompt is
+    a run of blocks from its start, and its end is found by bisection.
+    """
+
+    def __init__(self, capacity: int = 16384) -> None:
+        if capacity < len(BOUNDARIES):
+            raise ValueError(f"capacity must be at least {len(BOUNDARIES)} blocks")
+        self._capacity = capacity
+        self._holders: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def match(self, prefix: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """How many blocks are known, and who holds all of them."""
+        low, high = 0, len(prefix)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if prefix[middle - 1] in self._holders:
+                low = middle
+            else:
+                high = middle - 1
+        return low, self._holders[prefix[low - 1]] if low else ()
+
+    def learn(self, prefix: Sequence[int], holder: int) -> None:
+        holders = self._holders
+        for block in reversed(prefix):  # the first block last: it is the youngest
+            known = holders.pop(block, ())
+            if not known or known[0] != holder:
+                known = (holder, *(other for other in known if other != holder))[:_HOLDERS]
+            holders[block] = known
+        while len(holders) > self._capacity:
+            del holders[next(iter(holders))]
+
+
+class PrefixRouter:
+    """A session named by the client is kept as `SessionRouter` does. Else the replicas that hold at
+    least half of the prompt, the least loaded within its bound; else, so that workers that share
+    nothing agree, the session router again, for the prompt's first KiB in place of a session.
+    """
+
+    def __init__(
+        self,
+        rng: random.Random | None = None,
+        *,
+        capacity: int = 16384,
+        bound: LoadBound | None = None,
+        enough: float = 0.5,
+    ) -> None:
+        self._bound, self._enough = bound or LoadBound(), enough
+        self._sessions = SessionRouter(rng, self._bound)
+        self._least_work = WeightedLeastConnections(rng)
+        self._index = PrefixIndex(capacity)
+        self._numbers: dict[str, tuple[int, int]] = {}  # by name: holder's number, generation
+        self._last_number = 0
+
+    def choose(
+        self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
+    ) -> C | None:
+        prefix = request.prefix[: len(BOUNDARIES)]
+        if request.session is not None or not prefix:
+            return self._sessions.choose(candidates, request, now, cost=cost)
+        depth, holders = self._index.match(prefix)
+        if depth and BOUNDARIES[depth - 1] >= self._enough * BOUNDARIES[len(prefix) - 1]:
+            limits = self._bound.limits(candidates, now, cost)
+            if limits is None:
+                return None
+            numbers = self._numbers
+            able = [
+                candidate
+                for candidate in candidates
+                if numbers.get(candidate.name, _NOBODY)[0] in holders and limits.admit(candidate)
+            ]
+            if able:
+                return self._least_work.choose(able, request, now, cost=cost)
+        start = request._replace(session=f"{prefix[min(_COLD, len(prefix)) - 1]:x}")
+        return self._sessions.choose(candidates, start, now, cost=cost)
+
+    def sent(self, lease: Lease, request: RoutingKey, now: float) -> None:
+        if request.prefix:
+            number, generation = self._numbers.get(lease.replica, _NOBODY)
+            if generation != lease.generation:  # new, or restarted: it holds nothing yet
+                if len(self._numbers) >= 1024:  # names come from the configuration
+                    self._numbers.clear()
+                number = self._last_number = self._last_number + 1
+                self._numbers[lease.replica] = number, lease.generation
+            self._index.learn(request.prefix[: len(BOUNDARIES)], number)
+
+    def ended(self, lease: Lease, request: RoutingKey, now: float, *, ok: bool) -> None:
+        """What was sent was learnt then; a failure says little of what is kept."""
