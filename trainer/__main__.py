@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             return train(loaded, os.environ)
         except LeaderFailed as error:
+            _let_rank_0_speak()
             return error.exit_status
     except TrainerError as error:
         _complain(str(error))
@@ -80,10 +81,14 @@ def main(argv: Sequence[str]) -> int:
 def _complain(message: str) -> None:
     """Once, although every rank may know: rank 0 speaks."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     else:
-        # torchrun stops all ranks when one ends; the one that speaks must come first.
-        time.sleep(1.0)
+        _let_rank_0_speak()
+
+
+def _let_rank_0_speak() -> None:
+    # torchrun stops all ranks when one ends; the one that says why must come first.
+    time.sleep(1.0)
 
 
 def run(argv: Sequence[str]) -> NoReturn:

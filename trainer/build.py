@@ -54,7 +54,8 @@ class Session:
     @property
     def lineage(self) -> Lineage:
         config = self.loaded.config
-        return Lineage(config.seed, config.data.class_, len(self.data.train))
+        samples = len(self.data.train)
+        return Lineage(config.seed, config.optimizer.name, config.data.class_, samples)
 
 
 def prepare(loaded: Loaded, ranks: int) -> Session:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +55,7 @@ class Outcome:
     hash: str | None = None
     reason: str = ""
     pruned: tuple[int, ...] = ()
+    unpruned: str = ""  # why retention could not do its work
     stalled_s: float = 0.0  # training stood still for so long
     seconds: float = 0.0  # from the copy to the rename
 
@@ -204,10 +204,12 @@ class Committer:
             )
         except CommitAborted as error:
             return Outcome(moment.step, reason=str(error))
-        pruned: list[int] = []
-        with suppress(CheckpointError, OSError):  # what could not go now goes next time
+        outcome = Outcome(moment.step, manifest.version, manifest.hash)
+        try:
             pruned = prune(self._run, self._config.keep, self._config.keep_every)
-        return Outcome(moment.step, manifest.version, manifest.hash, pruned=tuple(pruned))
+        except (CheckpointError, OSError) as error:
+            return replace(outcome, unpruned=f"{type(error).__name__}: {error}")
+        return replace(outcome, pruned=tuple(pruned))
 
     def _collect(self, parts: list[Part | Failed]) -> list[Part | Failed | BaseException]:
         """Everybody's parts, on rank 0."""

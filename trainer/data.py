@@ -7,6 +7,7 @@ together are the global batch, whatever the number of ranks, and their weights s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,14 @@ class Datasets:
 def open_data(config: DataConfig, root: Path) -> Datasets:
     """Raises BadPlugin, saying what the class lacks."""
     try:
-        data: TrainingData = import_class(config.class_, root=root)(**config.config)
+        class_ = import_class(config.class_, root=root)
     except ValueError as error:
-        raise BadPlugin(f"data.class: {error}") from error
+        raise BadPlugin(f"data.class: {str(error).removeprefix('model ')}") from error
+    try:
+        inspect.signature(class_).bind(**config.config)
     except TypeError as error:
-        raise BadPlugin(f"data.class: {config.class_}(**data.config) failed: {error}") from error
+        raise BadPlugin(f"data.config: {config.class_} was called with: {error}") from error
+    data: TrainingData = class_(**config.config)
     found: list[Source] = []
     for name in ("train", "held_out"):
         method = getattr(data, name, None)

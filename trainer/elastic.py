@@ -8,6 +8,7 @@ a restart hangs or burns another. Invariant: `leader` ends the same way on every
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 # A rank may verify, or write, a large checkpoint while the others wait for it.
 PATIENCE = timedelta(minutes=30)
+# A person who presses Ctrl-C again does so later than that.
+AGAIN_S = 1.0
 # How long the first contact may take before the cause is likelier a wrong address.
 CONTACT = timedelta(minutes=5)
 
@@ -144,10 +147,12 @@ def join(place: Place, device: torch.device, environ: Mapping[str, str]) -> Worl
 
 
 class Stop:
-    """Hears SIGTERM and SIGINT; the ranks agree at the next step. A second SIGINT interrupts."""
+    """Hears SIGTERM and SIGINT; the ranks agree at the next step. A second SIGINT interrupts, but
+    not at once: for one Ctrl-C, torchrun sends another after the terminal's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal: signal.Signals | None = None
+        self._clock, self._at = clock, 0.0
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -165,6 +170,7 @@ class Stop:
         self._before.clear()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if not self.asked:
+            self.signal, self._at = signal.Signals(number), self._clock()
+        elif number == signal.SIGINT and self._clock() - self._at > AGAIN_S:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)

@@ -25,7 +25,7 @@ from trainer.parallel import Parallel
 from trainer.pulse import Pulse, Reading, Totals
 from trainer.resume import Start
 from trainer.schedule import factor
-from trainer.seeds import derive
+from trainer.seeds import derive, seed_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Loop:
         pieces = parts.batches.split.passes
         for index, piece in enumerate(batches):
             # Dropout and the like draw what this step draws, whatever was drawn before.
-            torch.manual_seed(derive(self._config.seed, "step", step, index, self._rank))
+            seed_torch(derive(self._config.seed, "step", step, index, self._rank), self._device)
             parts.parallel.sync.before_backward(last=index == pieces - 1)
             loss, metrics = parts.parallel.objective(piece.batch)
             totals.add(loss, metrics, piece.weight)
@@ -191,6 +191,9 @@ class Loop:
                     seconds=round(outcome.seconds, 6),
                     pruned=outcome.pruned,
                 )
+                if outcome.unpruned:
+                    text = f"! old checkpoints stay for now: {outcome.unpruned}"
+                    report("prune_failed", text, step=step, reason=outcome.unpruned)
             else:
                 text = f"step {step}  NOT committed: {outcome.reason}"
                 report("commit_failed", text, step=step, reason=outcome.reason)

@@ -7,6 +7,7 @@ class is constructed whole on every rank, from one seed. It never wraps or shard
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,15 @@ class Definition:
             return self.in_memory()
 
     def in_memory(self) -> nn.Module:
-        """Raises BadPlugin when the class cannot be constructed as configured."""
+        """Raises BadPlugin when the class does not take what `model.config` gives."""
+        arguments = dict(self.config.config)
         try:
-            model = self.class_(**self.config.config)
+            inspect.signature(self.class_).bind(**arguments)
         except TypeError as error:
             raise BadPlugin(
-                f"model.class: {self.config.class_}(**model.config) failed: {error}"
+                f"model.config: {self.config.class_} was called with: {error}"
             ) from error
+        model = self.class_(**arguments)
         if not any(p.requires_grad for p in model.parameters()):
             raise BadPlugin(f"model.class: {self.config.class_} has no parameter to train")
         return model

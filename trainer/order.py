@@ -1,12 +1,14 @@
 """In which order samples are seen, as a pure function of one integer: the position.
 
 Position p is sample p mod n of epoch p div n, shuffled by a permutation that only (seed, epoch)
-keys: a Feistel network over the next even power of two, walked until it lands below n (Black and
-Rogaway, 2002). Nothing is stored, so nothing need be saved; and as no rank and no batch size takes
-part, every world size sees the same samples in the same order, each exactly once an epoch.
+keys: a Feistel network over a rectangle of at least n cells, walked until it lands below n (Black
+and Rogaway, 2002). Nothing is stored, so nothing need be saved; and as no rank and no batch size
+takes part, every world size sees the same samples in the same order, each exactly once an epoch.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +32,8 @@ class Permutation:
         if size < 1:
             raise ValueError("a permutation needs at least one element")
         self._size = size
-        self._half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-        self._mask = np.uint64((1 << int(self._half)) - 1)
+        rows = math.isqrt(size - 1) + 1  # the root, rounded up: few cells lie outside
+        self._rows, self._columns = np.uint64(rows), np.uint64(-(-size // rows))
         self._keys = [np.uint64(derive(key, "round", number)) for number in range(ROUNDS)]
 
     def __call__(self, values: Indices) -> Indices:
@@ -43,11 +45,12 @@ class Permutation:
             outside = outside[found[outside] >= self._size]
         return found.astype(np.int64)
 
-    def _encrypt(self, words: _Words) -> _Words:
-        left, right = words >> self._half, words & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & self._mask)
-        return (left << self._half) | right
+    def _encrypt(self, cells: _Words) -> _Words:
+        row, column = cells // self._columns, cells % self._columns
+        for first, second in zip(self._keys[::2], self._keys[1::2], strict=True):
+            row = (row + _mix(column ^ first) % self._rows) % self._rows
+            column = (column + _mix(row ^ second) % self._columns) % self._columns
+        return row * self._columns + column
 
 
 def _mix(words: _Words) -> _Words:

@@ -75,6 +75,11 @@ def _train(session: Session, world: World, stop: Stop) -> int:
     except (TrainerError, CheckpointError) as error:
         reporter.event("error", code=error.code, message=str(error))
         raise
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        wrong = f"{str(error).split('.')[0]}; set it to false to do without exact repetition"
+        raise session.loaded.error("deterministic", wrong) from error
     finally:
         reporter.close()
 

@@ -32,9 +32,10 @@ LINEAGE = "trainer.json"
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What gives the position its meaning: with any of it changed, the order would be another."""
+    """What a checkpoint's position and state hang on: with any of it changed, they mean nothing."""
 
     seed: int
+    optimizer: str
     data: str
     samples: int
 
@@ -186,11 +187,11 @@ def write_lineage(lineage: Lineage, staging: Staging) -> Part:
 
 
 def check_lineage(folder: Path, lineage: Lineage) -> None:
-    """Raises RunMismatch when the checkpoint comes from another order of samples."""
+    """Raises RunMismatch when the checkpoint belongs to another lineage."""
     found: Mapping[str, Any] = orjson.loads((folder / FOLDER / LINEAGE).read_bytes())
     for name, value in asdict(lineage).items():
         if found.get(name) != value:
             raise RunMismatch(
-                f"{folder} was trained with {name} = {found.get(name)!r}, now it is {value!r}: the "
-                "samples would come in another order; change it back, or start anew with run=FOLDER"
+                f"{folder} was trained with {name} = {found.get(name)!r}, now it is {value!r}, so "
+                "it cannot go on from there; change it back, or start anew with run=FOLDER"
             )

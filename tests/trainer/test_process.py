@@ -132,6 +132,7 @@ def test_nothing_whole_left_starts_from_the_beginning(run, train_here, capsys):
         ("model.config.width=24", "holds tests.trainer.tiny:Tiny with {}"),
         ("seed=4", "trained with seed = 3, now it is 4"),
         ("data.config.samples=190", "trained with samples = 200, now it is 190"),
+        ("optimizer.name=sgd", "trained with optimizer = 'adamw', now it is 'sgd'"),
     ],
 )
 def test_a_run_of_something_else_is_refused(run, train_here, override, said):
@@ -206,7 +207,7 @@ def test_a_shared_folder_can_move(run, train_here, tmp_path):
     [
         ("model.class=tests.trainer.tiny:Points", "is no torch.nn.Module"),
         ("model.class=torch.nn:Linear", "has no method loss"),
-        ("model.config.depth=3", "unexpected keyword argument 'depth'"),
+        ("model.config.depth=3", "model.config: tests.trainer.tiny:Tiny was called with: got an"),
         ("model.class=tests.trainer.test_process:Vector", "loss is none"),
         ("model.class=tests.trainer.test_process:Wide", "infer() takes 'x' as (9,)"),
     ],

@@ -71,15 +71,32 @@ def test_any_number_of_ranks_trains_alike(folder, alone, name, count, mesh):
     assert len([f for f in other.files if f.endswith(".safetensors")]) == count
 
 
-def test_first_values_do_not_depend_on_the_ranks(folder):
+@pytest.mark.parametrize(
+    ("name", "count", "mesh"),
+    [
+        ("sharded", 2, ()),
+        ("copied", 2, ("parallel.dp_shard=1", "parallel.dp_replicate=2")),
+        ("both", 4, ("parallel.dp_replicate=2",)),
+    ],
+)
+def test_first_values_do_not_depend_on_the_ranks(folder, name, count, mesh):
     options = ("model.class=tests.trainer.tiny:Filled", "steps=1", "optimizer.lr=1e-30")
     options += ("publish.require=loss < 100", "optimizer.weight_decay=0")
-    one = train(folder, "filled-1", *options)
-    two = train(folder, "filled-2", *options, count=2)
-    assert weight_hashes(one, 1) == weight_hashes(two, 1)
-    manifest = Run(two).manifest(1)
+    one = train(folder, f"filled-1-{name}", *options)
+    many = train(folder, f"filled-{name}", *options, *mesh, count=count)
+    assert weight_hashes(one, 1) == weight_hashes(many, 1)
+    manifest = Run(many).manifest(1)
     assert manifest.ties == {"twin.weight": "middle.weight"}
     assert manifest.probe is None  # it has no infer()
+
+
+def test_tied_weights_built_without_memory_go_on_exactly(folder):
+    options = ("model.class=tests.trainer.tiny:Filled", "publish.require=loss < 100")
+    options += ("schedule.name=constant",)
+    whole = train(folder, "tied", *options, "steps=8", count=2)
+    train(folder, "tied-in-two", *options, "steps=3", count=2)
+    run = train(folder, "tied-in-two", *options, "steps=8", count=2)
+    assert weight_hashes(run, 8) == weight_hashes(whole, 8)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_samples(folder, alone):
@@ -91,33 +108,35 @@ def test_another_number_of_ranks_goes_on_with_the_same_samples(folder, alone):
 
 
 @pytest.fixture(scope="module", params=["sharded", "copied"])
-def uninterrupted(folder, request) -> tuple[str, tuple[str, ...], Path]:
-    mesh = () if request.param == "sharded" else ("parallel.dp_shard=1", "parallel.dp_replicate=2")
-    name = f"whole-{request.param}"
-    return request.param, mesh, train(folder, name, *mesh, count=2)
+def uninterrupted(folder, request) -> tuple[str, int, tuple[str, ...], Path]:
+    """Three copies: among two, no order of adding could differ."""
+    copied = ("parallel.dp_shard=1", "parallel.dp_replicate=3")
+    count, mesh = (2, ()) if request.param == "sharded" else (3, copied)
+    whole = train(folder, f"whole-{request.param}", *mesh, count=count)
+    return request.param, count, mesh, whole
 
 
 def test_kills_leave_no_trace_in_the_weights(folder, uninterrupted):
     """Killed between commits, while staging, and between rename and LATEST; then to the end."""
-    kind, mesh, whole = uninterrupted
+    kind, count, mesh, whole = uninterrupted
     name = f"killed-{kind}"
     run = folder / name
 
-    ranks = start(folder, name, *mesh, count=2, hurt={0: slow_steps})
+    ranks = start(folder, name, *mesh, count=count, hurt={0: slow_steps})
     wait_for(lambda: any(line["step"] >= 8 for line in journal(run, "step")), ranks)
     ranks.kill()
-    assert ranks.wait() == [-9, -9]
+    assert ranks.wait() == [-9] * count
 
-    ranks = start(folder, name, *mesh, count=2, hurt={0: die_after_rename})
+    ranks = start(folder, name, *mesh, count=count, hurt={0: die_after_rename})
     assert ranks.wait()[0] == -9
     assert Run(run).steps()[-1] == 15
 
-    ranks = start(folder, name, *mesh, count=2, hurt={0: slow_steps})
+    ranks = start(folder, name, *mesh, count=count, hurt={0: slow_steps})
     wait_for(lambda: any((run / "ckpt").glob(".staging-00000020*")), ranks)
     ranks.kill()
     ranks.wait()
 
-    run = train(folder, name, *mesh, count=2)
+    run = train(folder, name, *mesh, count=count)
     assert weight_hashes(run, 30) == weight_hashes(whole, 30)
     assert Run(run).manifest(30).evaluation == Run(whole).manifest(30).evaluation
     starts = [line["step"] for line in journal(run, "start")]
@@ -126,15 +145,15 @@ def test_kills_leave_no_trace_in_the_weights(folder, uninterrupted):
 
 
 def test_a_dead_rank_ends_the_others_and_a_restart_goes_on(folder, uninterrupted):
-    kind, mesh, whole = uninterrupted
+    kind, count, mesh, whole = uninterrupted
     name = f"restarted-{kind}"
-    first = start(folder, name, *mesh, count=2, hurt={0: slow_steps})
+    first = start(folder, name, *mesh, count=count, hurt={0: slow_steps})
     wait_for(lambda: any(line["step"] >= 7 for line in journal(folder / name, "step")), first)
     first.kill(1)
-    assert first.wait()[1] == -9 and first.wait()[0] not in (0, None)
+    assert 0 not in (ended := first.wait()) and ended[1] == -9
     # As torchrun does it: the same store, the next attempt.
-    second = start(folder, name, *mesh, count=2, store=first.store, restarts=1)
-    assert second.wait() == [0, 0], second.log()
+    second = start(folder, name, *mesh, count=count, store=first.store, restarts=1)
+    assert second.wait() == [0] * count, second.log()
     assert weight_hashes(folder / name, 30) == weight_hashes(whole, 30)
 
 
