@@ -37,7 +37,9 @@ class LoadBound:
 
     def limits(self, candidates: Sequence[C], now: float, cost: float) -> Limits | None:
         """None when no candidate has any share. Brings their shares up to date."""
-        typical = self._typical = self._typical + (cost - self._typical) * 0.01 or cost
+        if not self._typical:
+            self._typical = cost  # the average starts at the first request, not at nothing
+        typical = self._typical = self._typical + (cost - self._typical) * 0.01
         work = shares = 0.0
         for candidate in candidates:
             if candidate.ramping:
