@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,14 @@ from backends.wire import Fault, Frame, Kind, WireError
 from gateway.batch import error_of, gather, split
 from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, TooLarge
 from gateway.measures import Measures
-from gateway.policy.batching import Batcher
+from gateway.policy.batching import Batcher, Refusal
 from gateway.policy.breaker import Outcome, Permit, usable
 from gateway.policy.load import Lease
 from gateway.policy.retry import RetryBudget
 from gateway.policy.routing import NO_KEY, Router
 from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
+from gateway.seating import Seating
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,9 @@ class Flight:
 
 
 class Dispatcher:
-    """`finish(request, outcome)` ends a request. `queue` and `router` may be replaced at any time;
-    `retries` is how many further replicas a request may be sent to. The retry budget counts
-    batches."""
+    """`finish(request, outcome)` ends a request; `retries` is how many further replicas it may be
+    sent to. The retry budget counts batches. A request's key is (what may share a batch, the pinned
+    version, the replica it is bound to)."""
 
     def __init__(
         self,
@@ -60,19 +61,26 @@ class Dispatcher:
         measures: Measures,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.queue, self.router, self.retries = queue, router, retries
+        self.queue, self._router, self.retries = queue, router, retries
         self._finish, self._measures, self._loop = finish, measures, loop
         self._budget = RetryBudget()
+        self._seating = Seating(router)
         self._replicas: list[NativeReplica] = []
         self._serving: list[NativeReplica] = []
         self._mixed = False
         self._due = False
         self._wake: asyncio.TimerHandle | None = None
 
+    def route_by(self, router: Router) -> None:
+        """Another router, for what waits too."""
+        self._router, self._seating = router, Seating(router)
+        self._seating.update(self._serving, self._loop.time())
+
     def update(self, replicas: list[NativeReplica]) -> None:
         """The replicas, or what they can do, changed."""
         self._replicas = replicas
         self._serving = [replica for replica in replicas if replica.ready]
+        self._seating.update(self._serving, self._loop.time())
         # With one version everywhere, every replica can run every request.
         self._mixed = len({version for r in self._serving for version in r.status.versions}) > 1
         self.schedule()
@@ -83,6 +91,31 @@ class Dispatcher:
         if not self._due:
             self._due = True
             self._loop.call_soon(self._pump)
+
+    def add(self, request: TensorRequest, now: float) -> Refusal | None:
+        """Queue a request that has just come, whose key says what may share a batch."""
+        request.key = (request.key, request.version, self._seating.place(request, now))
+        return self.queue.add(request, now)
+
+    def replace(self, waiting: Sequence[TensorRequest], queue: Batcher[TensorRequest]) -> None:
+        """Another queue, with what waits in the old one, oldest first."""
+        self.queue = queue
+        self._put_back(waiting, self._loop.time())
+        self.schedule()
+
+    def reseat(self, waiting: Sequence[TensorRequest]) -> None:
+        """Bind anew what waits for replicas that serve no more."""
+        lost = [request for request in waiting if not self._seating.stands(request.key[2])]
+        for request in lost:
+            self.queue.discard(request)
+        self._put_back(lost, self._loop.time())
+
+    def _put_back(self, requests: Sequence[TensorRequest], now: float) -> None:
+        """To the head of the queue, each bound to a replica that can serve it."""
+        for request in requests:
+            if not self._seating.stands(request.key[2]):
+                request.key = (*request.key[:2], self._seating.place(request, now))
+        self.queue.requeue(requests, now)
 
     def withdraw(self, request: TensorRequest) -> None:
         """A request that ended without its answer: out of the queue; and when nobody waits for its
@@ -119,10 +152,11 @@ class Dispatcher:
         """Send one batch: None. Nothing to send: when to look again."""
         able, panic = usable(self._serving, len(self._replicas), now)
         by_load = {r.load: r for r in able if r.load.in_flight < r.load.slots}
-        free = sum(load.slots - load.in_flight for load in by_load)
-        slots = sum(r.load.slots for r in able)
+        # A replica executes one batch at a time; its further slots only hide the way to it.
+        free, slots = len(by_load), len(able)
+        wake = _WHEN_TOLD
         while by_load:
-            chosen = self.router.choose(list(by_load), NO_KEY, now)
+            chosen = self._router.choose(list(by_load), NO_KEY, now)
             if chosen is None:
                 break
             replica = by_load.pop(chosen)
@@ -132,20 +166,22 @@ class Dispatcher:
                 slots=slots,
                 curve=replica.curve(None),
                 ahead=replica.load.work,
-                accept=_runs(replica) if self._mixed else None,
+                accept=_runs(replica) if self._mixed or self._seating.used else None,
             )
             for request in plan.dropped:
                 self._finish(request, DeadlineExceeded(LATE))
             if plan.batch:
                 self._send(plan.batch, plan.reason, replica, panic, now)
                 return None
-            if plan.dropped:
-                return None
             if plan.wake is not None:
-                return plan.wake
-            # Nothing that this replica can run; another one may hold a pinned version.
-        probes = [at for r in self._serving if (at := r.breaker.next_probe(now)) is not None]
-        return min(probes, default=_WHEN_TOLD) if len(able) < len(self._serving) else _WHEN_TOLD
+                wake = min(wake, plan.wake)
+            if plan.reason != "unaccepted":
+                return wake
+            # Nothing that this replica can run: another may hold the version or be the one bound.
+        if len(able) < len(self._serving):
+            probes = [at for r in self._serving if (at := r.breaker.next_probe(now)) is not None]
+            wake = min([wake, *probes])
+        return wake
 
     def _send(
         self,
@@ -223,15 +259,15 @@ class Dispatcher:
                 self._finish(request, error)
         if back:
             self._measures.retried += len(back)
-            self.queue.requeue(back, now)
+            self._put_back(back, now)
 
     def _give_back(self, flight: Flight, outcome: Outcome, now: float) -> None:
         flight.lease.release(now)
         flight.permit.record(now, outcome)
-        self.router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
+        self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
         flight.replica.settled()
 
 
 def _runs(replica: NativeReplica) -> Callable[[Any], bool]:
-    """Whether the replica holds the version that a key pins."""
-    return lambda key: replica.serves(key[1])
+    """Whether the replica holds the version that a key pins, and is the one it is bound to."""
+    return lambda key: key[2] in (None, replica.name) and replica.serves(key[1])

@@ -40,6 +40,7 @@ FAILOVER_S = 30.0
 _REFUSED = {
     "queue_full": "its queue is full",
     "too_late": "the request could not be answered by its deadline",
+    "too_large": "the request has more rows than a batch may have",
 }
 
 
@@ -100,8 +101,7 @@ class Model:
         request.deadline = min(request.deadline, request.arrived + limit_ms / 1e3)
         if request.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request arrived")
-        request.key = (request.key, request.version)
-        refusal = self._dispatcher.queue.add(request, now)
+        refusal = self._dispatcher.add(request, now)
         if refusal is None:
             return None
         why = f"model {self.name!r}: {_REFUSED[refusal.reason]}"
@@ -125,8 +125,10 @@ class Model:
         self._dispatcher.withdraw(request)
 
     def _ended(self, request: TensorRequest, outcome: Answer | GatewayError) -> None:
-        serving = self.versions[0] if self.versions else ""
-        self.measures.ended(request, outcome, self._loop.time(), serving)
+        serving, now = self.versions[0] if self.versions else "", self._loop.time()
+        if request.seat is not None:
+            request.seat.release(now)
+        self.measures.ended(request, outcome, now, serving)
 
     def _on_tick(self) -> None:
         now = self._loop.time()
@@ -155,6 +157,7 @@ class Model:
             )
         )
         self._dispatcher.update(self.replicas)
+        self._dispatcher.reseat(self._waiting())
         if set(old) - set(self.versions) and self.ready:
             self._end_unpinnable()
         if self._new_limit():
@@ -162,7 +165,7 @@ class Model:
 
     def _end_unpinnable(self) -> None:
         """Waiting requests whose pinned version no replica holds any more."""
-        for request in [r for r in self._live if r.flight is None and r.version is not None]:
+        for request in self._waiting():
             if request.version is not None and request.version not in self.versions:
                 self._finish(request, self._no_version(request.version))
                 self._dispatcher.withdraw(request)
@@ -170,7 +173,7 @@ class Model:
     def reconfigure(self, config: ModelConfig) -> None:
         """New limits and policies, for the requests that wait too."""
         if config.routing != self.config.routing:
-            self._dispatcher.router = make_router(config.routing, self._rng)
+            self._dispatcher.route_by(make_router(config.routing, self._rng))
         self.config, self._dispatcher.retries = config, config.retries
         self._replace_queue()
 
@@ -195,11 +198,13 @@ class Model:
         )
 
     def _replace_queue(self) -> None:
+        self._dispatcher.replace(self._waiting(), self._new_queue())
+
+    def _waiting(self) -> list[TensorRequest]:
+        """Oldest first."""
         waiting = [request for request in self._live if request.flight is None]
         waiting.sort(key=lambda request: request.arrived)
-        self._dispatcher.queue = self._new_queue()
-        self._dispatcher.queue.requeue(waiting, self._loop.time())
-        self._dispatcher.schedule()
+        return waiting
 
     def load(self, done: Callable[[GatewayError | None], None]) -> None:
         """Back into service; the replicas look at once for what they follow."""

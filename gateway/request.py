@@ -7,10 +7,11 @@ come, first served; later calls do nothing. Everything else about a request is d
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backends.wire import Buffer
 from gateway.errors import Cancelled, GatewayError
+from gateway.policy.load import Lease
 
 
 class Tensor(NamedTuple):
@@ -53,6 +54,7 @@ class TensorRequest:
         "key",
         "priority",
         "rows",
+        "seat",
         "session",
         "tenant",
         "version",
@@ -72,12 +74,15 @@ class TensorRequest:
         version: str | None = None,
         tenant: str = "",
     ) -> None:
-        self.inputs, self.rows, self.key = inputs, rows, key
+        self.inputs, self.rows = inputs, rows
+        self.key: Any = key
         self.arrived, self.deadline, self.priority = arrived, deadline, priority
         self.session, self.version, self.tenant = session, version, tenant
         # The dispatcher's: how often it was sent, and the flight that it is on.
         self.attempts = 0
         self.flight: object | None = None
+        # What it holds of the replica that its session is bound to.
+        self.seat: Lease | None = None
         self.finished = False
         self._on_done = on_done
         # Set while the request waits or runs: takes it out of there. Called by `gone`.

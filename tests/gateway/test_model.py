@@ -297,3 +297,52 @@ async def test_random_deaths_lose_nothing(tmp_path):
         assert all(doubled(outcomes[n])[0] == 2.0 * n for n in range(300))
         client.balance()
         assert all(r.load.in_flight == 0 for r in client.model.replicas)
+
+
+async def test_sessions_stay_with_their_replica_and_leave_it_when_it_is_gone(tmp_path):
+    async with serving(tmp_path, 3, routing="session") as (client, fakes, fleet):
+        homes: dict[int, str] = {}
+        for turn in range(4):
+            for number in range(12):
+                client.ask(turn * 12 + number, session=f"s{number}")
+            outcomes = await client.all((turn + 1) * 12)
+            for number in range(12):
+                outcome = outcomes[turn * 12 + number]
+                assert isinstance(outcome, Answer)
+                assert homes.setdefault(number, outcome.replica) == outcome.replica
+        assert len(set(homes.values())) == 3
+        await fakes[0].stop()
+        await until(lambda: not fleet.replica("r-0").ready)
+        for number in range(12):
+            client.ask(100 + number, session=f"s{number}")
+        outcomes = await client.all(60)
+        for number in range(12):
+            now = outcomes[100 + number].replica
+            assert now == homes[number] or homes[number] == "r-0"
+
+
+async def test_a_session_that_waits_for_a_dying_replica_is_bound_to_another(tmp_path):
+    async with serving(tmp_path, 2, routing="session") as (client, fakes, fleet):
+        for fake in fakes:
+            fake.held = []
+        for number in range(60):  # more than both replicas' slots take at once
+            client.ask(number, session=f"s{number % 6}")
+        await until(lambda: all(len(fake.executed) == 2 for fake in fakes))
+        await fakes[0].stop()
+        fakes[1].release()
+        outcomes = await client.all(60)
+        assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+        client.balance()
+
+
+async def test_a_saturated_replica_is_left_by_its_sessions(tmp_path):
+    async with serving(tmp_path, 2, routing="session") as (client, fakes, _):
+        for fake in fakes:
+            fake.held = []
+        for number in range(64):
+            client.ask(number, session="the only one")
+        await until(lambda: all(fake.executed for fake in fakes))
+        for fake in fakes:
+            fake.release()
+        await client.all(64)
+        client.balance()
