@@ -24,6 +24,7 @@ _UNSURE = 1.5  # typical error of the logarithm (a factor of 4.5) above which th
 _DRIFT = 0.1  # variance per second by which a replica's logarithmic speed may change unseen
 _DOUBT = 1.0  # standard errors within which a replica counts as no different from the others
 _BETTER = log(2.0)  # by which a replica may be believed faster than its weight promises
+_WARM = 16  # completions after which what was learned of a new replica replaces slow start
 _CLIP = 4.0  # times the prediction; longer ones tell of the request rather than of the replica
 
 
@@ -44,6 +45,7 @@ class _Replica:
 
     __slots__ = (
         "declared",
+        "fresh",
         "generation",
         "heard",
         "log",
@@ -53,13 +55,15 @@ class _Replica:
         "seconds",
         "seen",
         "slots",
+        "started",
         "variance",
         "waiting",
     )
 
     def __init__(self, candidate: Candidate, seconds: float) -> None:
         self.declared = self.slots = max(1, candidate.slots)
-        self.generation = 0
+        self.generation = self.fresh = 0
+        self.started = float("-inf")
         self.promise = candidate.weight
         self.log, self.variance, self.heard, self.seen = 0.0, 1.0, 0.0, 0
         self.seconds = seconds
@@ -132,7 +136,7 @@ class Predictive:
                     waiting = replica.waiting = replica.behind(candidate.work)
                 score += wait * waiting
             score *= replica.seconds
-            if share != candidate.weight:  # slow start, health
+            if count and replica.fresh < _WARM and share != candidate.weight:  # slow start
                 score *= candidate.weight / share
             if score < lowest:
                 best, lowest, ties = candidate, score, 1
@@ -153,7 +157,9 @@ class Predictive:
             replica.generation, replica.declared = lease.generation, load.slots
             replica.slots = max(1, load.slots)
             replica.running, replica.queued = {}, {}
-            replica.variance = max(replica.variance, self._noise)  # another process, perhaps
+        if replica.started != load.started:  # another process, perhaps, or cold
+            replica.started, replica.fresh = load.started, 0
+            replica.variance = max(replica.variance, self._noise)
         replica.promise = load.weight
         others = lease.met_in_flight
         features = Features(
@@ -208,6 +214,7 @@ class Predictive:
         else:
             replica.log, replica.variance = found, self._noise
         replica.seen, replica.heard = replica.seen + 1, now
+        replica.fresh += lease.taken >= replica.started
         count = self._completions
         if count >= _KNOWN:
             off = abs(log((now - lease.taken) / flight.predicted)) if flight.predicted > 0 else 0.0
