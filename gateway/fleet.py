@@ -15,13 +15,13 @@ from typing import Any
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.errors import GatewayError, ModelNotFound, NoReplica, NotFound
 from gateway.measures import Family
-from gateway.model import Model
+from gateway.model import Model, Switch
 from gateway.replica import NativeReplica
 
 
 class Fleet:
     """`runtime`: the folder of the sockets of spawned replicas. `gateway` names this worker to
-    them."""
+    them; `switch` loads or unloads a model in all workers."""
 
     def __init__(
         self,
@@ -29,10 +29,12 @@ class Fleet:
         runtime: Path,
         *,
         gateway: str,
+        switch: Switch,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
     ) -> None:
         self._runtime, self._gateway, self._loop, self._rng = runtime, gateway, loop, rng
+        self._switch = switch
         self._models: dict[str, Model] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -74,7 +76,9 @@ class Fleet:
         for name, model_config in wanted.items():
             model = self._models.get(name)
             if model is None:
-                model = self._models[name] = Model(model_config, loop=self._loop, rng=self._rng)
+                model = self._models[name] = Model(
+                    model_config, switch=self._switch, loop=self._loop, rng=self._rng
+                )
             else:
                 model.reconfigure(model_config)
             self._match_replicas(model, model_config)

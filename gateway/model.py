@@ -24,6 +24,7 @@ from gateway.errors import (
     Shed,
 )
 from gateway.measures import Family, Measures
+from gateway.oip.directory import Done
 from gateway.oip.statistics import ModelStats
 from gateway.policy.batching import Batcher, BatchingKnobs
 from gateway.policy.breaker import Ejection
@@ -44,13 +45,22 @@ _REFUSED = {
 }
 
 
+# Load or unload (the first argument) a model, by name, in the whole gateway.
+Switch = Callable[[str, str, Done], None]
+
+
 class Model:
     """`replicas` is the fleet's to fill; it calls `changed` after every change."""
 
     kind = "tensor"
 
     def __init__(
-        self, config: ModelConfig, *, loop: asyncio.AbstractEventLoop, rng: random.Random
+        self,
+        config: ModelConfig,
+        *,
+        switch: Switch,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
     ) -> None:
         self.name, self.config = config.name, config
         self.replicas: list[NativeReplica] = []
@@ -60,7 +70,7 @@ class Model:
         self.versions: tuple[str, ...] = ()  # that can be asked for; the default one first
         self.ready = False
         self.unloaded = False
-        self._loop, self._rng = loop, rng
+        self._switch, self._loop, self._rng = switch, loop, rng
         self._live: set[TensorRequest] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._unserved_since = float("-inf")
@@ -206,29 +216,18 @@ class Model:
         waiting.sort(key=lambda request: request.arrived)
         return waiting
 
-    def load(self, done: Callable[[GatewayError | None], None]) -> None:
-        """Back into service; the replicas look at once for what they follow."""
-        self.unloaded = False
+    def load(self, done: Done) -> None:
+        """Back into service in every worker, after a look at what the replicas follow."""
+        self._switch("load", self.name, done)
+
+    def unload(self, done: Done) -> None:
+        """Out of service in every worker: what is there is answered, nothing new is taken."""
+        self._switch("unload", self.name, done)
+
+    def serve(self, on: bool) -> None:
+        """What the whole gateway has decided, in this worker."""
+        self.unloaded = not on
         self.changed()
-        waiting, errors = len(self.replicas), []
-
-        def heard(error: GatewayError | None) -> None:
-            nonlocal waiting
-            waiting -= 1
-            if error is not None:
-                errors.append(error)
-            if not waiting:
-                # One replica that cannot be asked is no failure while another serves.
-                done(errors[0] if errors and not self.ready else None)
-
-        for replica in self.replicas:
-            replica.command("reload", heard)
-
-    def unload(self, done: Callable[[GatewayError | None], None]) -> None:
-        """What waits and runs is answered, nothing new is taken."""
-        self.unloaded = True
-        self.changed()
-        done(None)
 
     def close(self, error: GatewayError) -> None:
         """End every live request."""

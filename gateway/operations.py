@@ -62,6 +62,7 @@ class Operations:
         self._started = time.monotonic()
         self._drained: set[str] = set()
         self._weights: dict[str, float] = {}
+        self._unloaded: set[str] = set()
         self._ledger = Ledger()
         # A page that many look at is put together once for all of them.
         self.status = Shared(self._status)
@@ -92,6 +93,10 @@ class Operations:
             self._ledger.seen(f"{worker.name}/{worker.life}", answer["families"])
         own: list[Family] = gateway_families(await self.status())
         return self._render(merge([self._ledger.total(), own]))
+
+    async def statistics(self) -> list[Json]:
+        """What each worker has counted of its models; for a worker, which adds it up."""
+        return [answer["models"] for _, answer in await self._ask_all("statistics")]
 
     async def _ask_all(self, op: str) -> list[tuple[WorkerProcess, Json]]:
         """The answers of the workers that answer; a dead or hung one must not hide the others."""
@@ -136,6 +141,21 @@ class Operations:
         await self._tell_all("weight", replica=replica, weight=weight)
         self.events.add("weight", replica, f"weight {weight:g}")
 
+    async def load(self, model: str) -> None:
+        """Back into service, after a look at what its replicas follow."""
+        self._model(model)
+        self._unloaded.discard(model)
+        await self._tell_all("load", model=model)
+        self.events.add("load", model, "taken into service")
+        await self.reload(model)
+
+    async def unload(self, model: str) -> None:
+        """Out of service: what is there is answered, nothing new is taken."""
+        self._model(model)
+        self._unloaded.add(model)
+        await self._tell_all("unload", model=model)
+        self.events.add("load", model, "taken out of service")
+
     async def reload(self, model: str) -> Json:
         """Every native replica looks at its channel now; what they said by name."""
         return await self._replicas_do(model, "reload")
@@ -156,12 +176,14 @@ class Operations:
         return [
             *(("drain", {"replica": name}) for name in sorted(self._drained)),
             *(("weight", {"replica": n, "weight": w}) for n, w in sorted(self._weights.items())),
+            *(("unload", {"model": name}) for name in sorted(self._unloaded)),
         ]
 
     def configured(self, config: GatewayConfig) -> None:
         """Another configuration applies: its weights do, and what is gone is forgotten."""
         self._weights.clear()
         self._drained &= {replica.name for _, replica in config.replicas()}
+        self._unloaded &= {model.name for model in config.models}
 
     def worker_gone(self, worker: WorkerProcess) -> None:
         self._ledger.gone(f"{worker.name}/{worker.life}")

@@ -13,9 +13,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from backends.wire import Fault, Frame, Kind, Signature, Status
-from gateway.batch import error_of
-from gateway.errors import GatewayError, NoReplica
+from backends.wire import Kind, Signature, Status
 from gateway.link import Link, OnAnswer
 from gateway.policy.breaker import Breaker
 from gateway.policy.load import ReplicaLoad
@@ -138,22 +136,6 @@ class NativeReplica:
         """A flight has landed; called by the dispatcher after each."""
         if self._retired is not None and not self.load.in_flight:
             self._retired()
-
-    def command(self, op: str, done: Callable[[GatewayError | None], None]) -> None:
-        """A CONTROL; `done` hears once how it ended."""
-        if self._link is None:
-            done(NoReplica(f"replica {self.name} is {self.state}: {self.status.reason}"))
-            return
-
-        def on_answer(frame: Frame | None) -> None:
-            if frame is None:
-                done(NoReplica(f"replica {self.name} went away while it was asked to {op}"))
-            elif frame.kind == Kind.ERROR:
-                done(error_of(Fault.from_json(frame.json())))
-            else:
-                done(None)
-
-        self._link.send(Kind.CONTROL, {"op": op}, on_answer=on_answer)
 
     # ------------------------------------------------------------------------------ its one task
 

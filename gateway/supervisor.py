@@ -82,7 +82,13 @@ class Supervisor:
         self._folder = RuntimeFolder()
         self.runtime = self._folder.path
         self.operations = Operations(self, self.events, version=version, render=render)
-        self.handlers = {"status": self._answer_status, "metrics": self._answer_metrics}
+        self.handlers = {
+            "status": self._answer_status,
+            "metrics": self._answer_metrics,
+            "statistics": self._answer_statistics,
+            "load": self._answer_load,
+            "unload": self._answer_unload,
+        }
         self.workers = [
             WorkerProcess(f"worker-{number}", sock, worker_command, self, self._backoff())
             for number, sock in enumerate(self._public.sockets)
@@ -246,6 +252,17 @@ class Supervisor:
 
     async def _answer_metrics(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"text": await self.operations.metrics()}
+
+    async def _answer_statistics(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"workers": await self.operations.statistics()}
+
+    async def _answer_load(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        await self.operations.load(arguments["model"])
+        return {}
+
+    async def _answer_unload(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        await self.operations.unload(arguments["model"])
+        return {}
 
     # ----------------------------------------------------------------------------------- signals
 

@@ -21,19 +21,20 @@ from aiohttp import web
 
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
-from gateway.errors import NotFound
 from gateway.fleet import Fleet
 from gateway.lane import Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
 from gateway.replica import NativeReplica
 from gateway.web import make_app
+from gateway.whole import WholeGateway
 
 
 @dataclass(slots=True)
 class Serving:
     """What a configured worker consists of."""
 
+    whole: WholeGateway
     fleet: Fleet
     lane: Lane
     pages: web.AppRunner
@@ -41,6 +42,7 @@ class Serving:
 
     async def close(self) -> None:
         self.server.close()
+        await self.whole.close()
         await self.pages.cleanup()
         await self.fleet.close()
 
@@ -63,6 +65,9 @@ class Worker:
             "drain": self._drain,
             "undrain": self._undrain,
             "weight": self._weight,
+            "statistics": self._statistics,
+            "load": self._load,
+            "unload": self._unload,
             "stop": self._stop,
         }
         self._control = await ControlChannel.open(control, handlers)
@@ -86,20 +91,23 @@ class Worker:
         config = _parse(arguments)
         logging.getLogger().setLevel(config.server.log_level.upper())
         loop = asyncio.get_running_loop()
+        whole = WholeGateway(self._control)
         fleet = Fleet(
             config,
             Path(arguments["runtime"]),
             gateway=f"worker-{os.getpid()}",
             loop=loop,
+            switch=whole.switch,
             rng=random.Random(),
         )
-        app = make_app(ready=fleet.readiness, whole=_Whole(self._control))
+        app = make_app(ready=fleet.readiness, whole=whole)
         pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await pages.setup()
         assert pages.server is not None
-        lane = Lane(OipSurface(fleet).resolve, pages.server, _limits(config))
+        surface = OipSurface(fleet, gather=whole.statistics)
+        lane = Lane(surface.resolve, pages.server, _limits(config))
         server = await loop.create_server(lane.protocol, sock=self._listening, backlog=4096)
-        self._serving = Serving(fleet, lane, pages, server)
+        self._serving = Serving(whole, fleet, lane, pages, server)
         return {"pid": os.getpid()}
 
     async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +135,18 @@ class Worker:
         self._replica(arguments).load.set_weight(float(arguments["weight"]), now)
         return {}
 
+    async def _statistics(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        models = self._now().fleet.models()
+        return {"models": {model.name: model.stats.to_json() for model in models}}
+
+    async def _load(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._now().fleet.model(arguments["model"]).serve(True)
+        return {}
+
+    async def _unload(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._now().fleet.model(arguments["model"]).serve(False)
+        return {}
+
     async def _stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Take no more, let what is there end within the grace, then go."""
         if self._serving is not None:
@@ -141,10 +161,7 @@ class Worker:
         return self._serving
 
     def _replica(self, arguments: dict[str, Any]) -> NativeReplica:
-        try:
-            return self._now().fleet.replica(arguments["replica"])
-        except NotFound as error:
-            raise ControlError(error.message, status=error.status, code=error.code) from error
+        return self._now().fleet.replica(arguments["replica"])
 
 
 def _parse(arguments: dict[str, Any]) -> GatewayConfig:
@@ -162,19 +179,6 @@ def _limits(config: GatewayConfig) -> Limits:
         body_timeout_s=server.body_timeout_s,
         idle_timeout_s=server.idle_timeout_s,
     )
-
-
-class _Whole:
-    """The whole gateway, as the supervisor tells it."""
-
-    def __init__(self, control: ControlChannel) -> None:
-        self._control = control
-
-    async def status(self) -> dict[str, Any]:
-        return await self._control.call("status")
-
-    async def metrics(self) -> str:
-        return str((await self._control.call("metrics"))["text"])
 
 
 def main(listen_fd: int, control_fd: int) -> int:

@@ -10,7 +10,6 @@ import pytest
 
 from backends import wire
 from backends.wire import Kind
-from gateway.errors import GatewayError
 from gateway.link import Link
 from gateway.policy.breaker import Breaker
 from gateway.replica import NativeReplica
@@ -110,28 +109,6 @@ async def test_a_silent_replica_is_cut(tmp_path, monkeypatch):
             connection.send = lambda buffers: None  # type: ignore[method-assign]
         await until(lambda: "unreachable" in changes)
         await until(lambda: replica.ready)
-
-
-async def test_a_command_ends_with_the_reply_the_fault_or_the_loss(tmp_path):
-    async with linked(tmp_path) as (replica, fake, _):
-        ended: list[GatewayError | None] = []
-        replica.command("reload", ended.append)
-        assert isinstance(ended[0], GatewayError) and "r-0 is unreachable" in ended[0].message
-        await until(lambda: replica.ready)
-        replica.command("reload", ended.append)
-        (connection,) = fake.connections
-        connection.send(wire.encode(Kind.REPLY, 1, {}))
-        await until(lambda: len(ended) == 2)
-        assert ended[1] is None
-        replica.command("reload", ended.append)
-        fault = wire.Fault(status=409, code="busy", message="a reload is under way")
-        connection.send(wire.encode(Kind.ERROR, 2, fault.to_json()))
-        await until(lambda: len(ended) == 3)
-        assert ended[2] is not None and ended[2].status == 409
-        replica.command("reload", ended.append)
-        connection.transport.abort()
-        await until(lambda: len(ended) == 4)
-        assert ended[3] is not None and "went away" in ended[3].message
 
 
 async def test_service_times_are_learnt_anew_for_each_version(tmp_path):
