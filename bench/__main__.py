@@ -1,6 +1,6 @@
 """`python -m bench`: measurements, each printing a table and one JSON line.
 
-Example: python -m bench sim batching --quick
+Owns the verbs and their arguments; what a verb does is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -9,23 +9,62 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # Verb and subject to the module whose `main(argv) -> int` does it.
 SIMULATIONS = {"batching": "bench.sim.batching", "routing": "bench.sim.routing"}
+EXAMPLES = """\
+examples:
+  python -m bench list
+  python -m bench run small-tensor --quick
+  python -m bench sim batching --quick
+"""
 
 
 def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.verb == "sim":
+        return int(importlib.import_module(SIMULATIONS[args.subject]).main(args.rest))
+    return int(importlib.import_module(f"bench.cli.{args.verb}").main(args))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure Penstock.",
-        epilog="example: python -m bench sim batching --quick",
+        description="Measure Penstock, beside its rivals and beside the least that could do.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("list", help="the scenarios, the simulations and the rivals")
+    _run(verbs.add_parser("run", help="run one scenario"))
+    _rivals(verbs.add_parser("rivals", help="install the servers that we are measured beside"))
     sim = verbs.add_parser("sim", help="run the production policies in simulated time")
     sim.add_argument("subject", choices=sorted(SIMULATIONS))
     sim.add_argument("rest", nargs=argparse.REMAINDER, help="options of the simulation")
-    args = parser.parse_args(argv)
-    return int(importlib.import_module(SIMULATIONS[args.subject]).main(args.rest))
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example: python -m bench run small-tensor --quick --json figures.json"
+    parser.add_argument("scenario", metavar="NAME", help="one of `python -m bench list`")
+    parser.add_argument("--quick", action="store_true", help="within 50 seconds, less exact")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON line there too")
+    parser.add_argument("--seed", type=int, default=1, help="of requests and arrivals (default 1)")
+    parser.add_argument(
+        "--rivals", metavar="A,B", help='only these; "" for none (default: all that are there)'
+    )
+
+
+def _rivals(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="install")
+    install = verbs.add_parser(
+        "install",
+        help="make their virtual environments under .cache/rivals",
+        epilog="example: python -m bench rivals install mosec triton",
+    )
+    install.add_argument("names", nargs="*", metavar="NAME", help="left out: all")
+    install.add_argument("--again", action="store_true", help="also those that are installed")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Requests of the Open Inference Protocol, and the check that a server answers them rightly.
+
+Owns the bodies that the scenarios send and the comparison with the reference. A server that
+answers wrongly is not measured: its figures would say nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.contenders import JSON, Contender
+from bench.models import mlp
+from bench.series import MeasureFailed
+
+CHECKS = 20
+
+
+def json_body(x_NI: NDArray[np.float32]) -> bytes:
+    """As a client writes it who has float32 values and JSON: shortest digits that read back."""
+    data = [float(str(value)) for value in x_NI.ravel()]
+    tensor = {"name": "x", "shape": list(x_NI.shape), "datatype": "FP32", "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float = 30.0) -> bytes:
+    """The body of a 200. Raises MeasureFailed for everything else."""
+    request = urllib.request.Request(url, body, dict(headers))
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as reply:
+            return bytes(reply.read())
+    except urllib.error.HTTPError as error:
+        said = error.read()[:200].decode(errors="replace")
+        raise MeasureFailed(f"answered {error.code}: {said}") from error
+    except OSError as error:
+        raise MeasureFailed(f"did not answer: {error}") from error
+
+
+def check_mlp(contender: Contender, seed: int) -> None:
+    """Raises MeasureFailed when an answer is not the reference's."""
+    rng = np.random.default_rng(seed)
+    for _ in range(CHECKS):
+        x_1I = rng.normal(size=(1, mlp.INPUTS)).astype(np.float32)
+        reply = post(contender.url, json_body(x_1I), JSON)
+        try:
+            output = json.loads(reply)["outputs"][0]
+            y_1O = np.array(output["data"], np.float32).reshape(output["shape"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise MeasureFailed(f"answered {reply[:200]!r}") from error
+        if not np.allclose(y_1O, mlp.reference(x_1I), rtol=1e-4, atol=1e-5):
+            raise MeasureFailed(f"answered wrongly: {output['data']}")

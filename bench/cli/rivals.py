@@ -1,0 +1,33 @@
+"""`bench rivals install`: the virtual environments of the rivals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.rivals import RIVALS, InstallFailed
+
+
+def main(args: argparse.Namespace) -> int:
+    unknown = [name for name in args.names if name not in RIVALS]
+    if unknown:
+        print(
+            f"bench rivals install: no rival {unknown[0]!r}; there are {', '.join(RIVALS)}",
+            file=sys.stderr,
+        )
+        return 2
+    status = 0
+    for name in args.names or RIVALS:
+        rival = RIVALS[name]
+        if rival.missing is None and not args.again:
+            print(f"{name} {rival.version()}: installed")
+            continue
+        print(f"{name} {rival.version()}: installing into {rival.environment} ...", flush=True)
+        try:
+            rival.install()
+        except InstallFailed as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+        else:
+            print(f"{name} {rival.version()}: installed")
+    return status

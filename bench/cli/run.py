@@ -1,0 +1,64 @@
+"""`bench run`: one scenario, its table, its goals and its JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import Record
+from bench.rivals import RIVALS
+from bench.scenarios import MODULES, Options, find
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.scenario not in MODULES:
+        print(
+            f"bench run: no scenario {args.scenario!r}; there are {_all(MODULES)}", file=sys.stderr
+        )
+        return 2
+    rivals = None if args.rivals is None else tuple(filter(None, args.rivals.split(",")))
+    for name in rivals or ():
+        if name not in RIVALS:
+            print(f"bench run: no rival {name!r}; there are {_all(RIVALS)}", file=sys.stderr)
+            return 2
+    # The table is for people; the line alone goes to standard output's end.
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+        options = Options(
+            quick=args.quick,
+            seed=args.seed,
+            rivals=rivals,
+            folder=Path(folder),
+            console=console,
+        )
+        record = find(args.scenario).run(options)
+    show(record, console)
+    line = record.line()
+    if args.json is not None:
+        args.json.write_text(line + "\n")
+    print(line, flush=True)
+    return 0 if record.ours is not None else 1
+
+
+def show(record: Record, console: Console) -> None:
+    for name, figure in record.rivals.items():
+        if isinstance(figure, str):
+            console.print(f"{name}: {figure}", style="yellow", markup=False)
+    if record.goals:
+        table = Table(title="beside the targets", title_justify="left")
+        for column in ("figure", "found", "wanted", ""):
+            table.add_column(column, justify="right" if column == "found" else "left")
+        for goal in record.goals:
+            mark = "[green]✓" if goal.met else "[red]✗"
+            table.add_row(goal.what, goal.found, goal.wanted, mark)
+        console.print(table)
+
+
+def _all(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,73 @@
+"""wrk, where it is installed: closed-loop load that costs the machine least.
+
+Owns its command line and the reading of its summary. Latencies of wrk are those of a closed loop:
+good for one connection, no guide to what users of an overloaded server see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent / "wrk.lua"
+
+
+class WrkFailed(Exception):
+    """wrk did not report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What one run of a closed loop found; latencies in seconds."""
+
+    generator: str
+    requests: int
+    seconds: float
+    failed: int
+    p50: float
+    p99: float
+    note: str = ""
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+
+def available() -> bool:
+    return shutil.which("wrk") is not None
+
+
+def run(
+    url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: int
+) -> Burst:
+    """POST `body` over and over for whole seconds. Raises WrkFailed."""
+    with tempfile.NamedTemporaryFile(prefix="bench-body-") as file:
+        file.write(body)
+        file.flush()
+        written = "".join(f"{name}: {value}\n" for name, value in headers.items())
+        done = subprocess.run(
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url],
+            env={**os.environ, "WRK_METHOD": "POST", "WRK_BODY": file.name, "WRK_HEADERS": written},
+            capture_output=True,
+            text=True,
+            timeout=seconds + 30,
+        )
+    report = [line for line in done.stdout.splitlines() if line.startswith("WRK ")]
+    if done.returncode != 0 or not report:
+        raise WrkFailed(f"wrk: {done.stderr.strip() or done.stdout.strip() or done.returncode}")
+    found = json.loads(report[0].removeprefix("WRK "))
+    failed = sum(found[kind] for kind in ("status", "connect", "read", "write", "timeout"))
+    return Burst(
+        "wrk",
+        found["requests"] - found["status"],
+        found["micros"] / 1e6,
+        failed,
+        found["p50"] / 1e6,
+        found["p99"] / 1e6,
+    )
