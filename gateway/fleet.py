@@ -66,6 +66,16 @@ class Fleet:
                     return replica
         raise NotFound(f"there is no replica {name!r}")
 
+    async def met(self, within_s: float) -> None:
+        """Until each replica has been heard or has turned out not to be there."""
+        try:
+            async with asyncio.timeout(within_s):
+                for model in self.models():
+                    for replica in list(model.replicas):
+                        await replica.met.wait()
+        except TimeoutError:
+            return
+
     # ------------------------------------------------------------------------------------- changes
 
     def apply(self, config: GatewayConfig) -> None:

@@ -56,6 +56,8 @@ class NativeReplica:
         self._gateway, self._on_change, self._rng = gateway, on_change, rng
         self._link: Link | None = None
         self._lost = asyncio.Event()
+        # Set once it has been heard, or could not be reached, for the first time.
+        self.met = asyncio.Event()
         self._retired: Callable[[], object] | None = None
 
     # ------------------------------------------------------------------------------- what it is
@@ -209,6 +211,7 @@ class NativeReplica:
                 "replica=%s state=%s version=%s reload=%s reason=%s",
                 *(self.name, status.state, status.version, status.reload, status.reason),
             )
+        self.met.set()
         self._on_change()
 
     def _link_lost(self, link: Link, why: str) -> None:
@@ -225,4 +228,5 @@ class NativeReplica:
         self.status = Status(
             model=old.model, kind=old.kind, state="unreachable", reason=why, version=old.version
         )
+        self.met.set()
         self._on_change()

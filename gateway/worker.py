@@ -30,6 +30,10 @@ from gateway.web import make_app
 from gateway.whole import WholeGateway
 
 
+# A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
+MEET_S = 0.5
+
+
 @dataclass(slots=True)
 class Serving:
     """What a configured worker consists of."""
@@ -38,10 +42,11 @@ class Serving:
     fleet: Fleet
     lane: Lane
     pages: web.AppRunner
-    server: asyncio.Server
+    server: asyncio.Server | None = None  # until it accepts
 
     async def close(self) -> None:
-        self.server.close()
+        if self.server is not None:
+            self.server.close()
         await self.whole.close()
         await self.pages.cleanup()
         await self.fleet.close()
@@ -59,6 +64,7 @@ class Worker:
     async def run(self, control: socket.socket) -> None:
         handlers = {
             "configure": self._configure,
+            "accept": self._accept,
             "reconfigure": self._reconfigure,
             "status": self._status,
             "metrics": self._metrics,
@@ -106,9 +112,18 @@ class Worker:
         assert pages.server is not None
         surface = OipSurface(fleet, gather=whole.statistics)
         lane = Lane(surface.resolve, pages.server, _limits(config))
-        server = await loop.create_server(lane.protocol, sock=self._listening, backlog=4096)
-        self._serving = Serving(whole, fleet, lane, pages, server)
+        self._serving = Serving(whole, fleet, lane, pages)
         return {"pid": os.getpid()}
+
+    async def _accept(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take clients in, once the replicas that are there have been met: a worker that replaces
+        another one must not answer that there is none."""
+        serving, loop = self._now(), asyncio.get_running_loop()
+        await serving.fleet.met(MEET_S)
+        serving.server = await loop.create_server(
+            serving.lane.protocol, sock=self._listening, backlog=4096
+        )
+        return {}
 
     async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The supervisor has checked it; listeners and the lane's limits stay until a restart."""
@@ -150,7 +165,8 @@ class Worker:
     async def _stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Take no more, let what is there end within the grace, then go."""
         if self._serving is not None:
-            self._serving.server.close()
+            if self._serving.server is not None:
+                self._serving.server.close()
             await self._serving.lane.drain(arguments["grace_s"])
         self._stopped.set()
         return {}

@@ -181,8 +181,10 @@ class WorkerProcess:
         self._site.worker_ready(self)
 
     async def _bring_up_to_date(self, channel: ControlChannel) -> None:
-        """Operators may change things while a worker starts: ends when nothing is new to it."""
+        """Operators may change things while a worker starts: it takes clients in when nothing is
+        new to it, and ends when nothing became new meanwhile."""
         told, done = self._site.message(), list[tuple[str, dict[str, Any]]]()
+        accepts = False
         await channel.call("configure", **told)
         while True:
             if (message := self._site.message()) != told:
@@ -191,6 +193,9 @@ class WorkerProcess:
             elif missed := [change for change in self._site.amendments() if change not in done]:
                 await channel.call(missed[0][0], **missed[0][1])
                 done.append(missed[0])
+            elif not accepts:
+                await channel.call("accept")
+                accepts = True
             else:
                 return
 

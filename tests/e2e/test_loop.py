@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -165,19 +166,25 @@ async def test_counters_balance(stamped):
 
 async def test_the_contract_of_errors(stamped):
     url = stamped.gateway.url
+    tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}
+
+    def body(**changes: object) -> bytes:
+        return json.dumps({"inputs": [{**tensor, **changes}]}).encode()
+
     cases = [
         ("stamp", b"{", 400, ""),
         ("stamp", b'{"inputs":[]}', 400, "x"),
-        ("stamp", b'{"inputs":[{"name":"z","shape":[1,1],"datatype":"FP32","data":[1]}]}', 400, "z"),
-        ("stamp", b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1]}]}', 400, "x"),
-        ("stamp", b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":["a"]}]}', 400, "x"),
+        ("stamp", body(name="z"), 400, "z"),
+        ("stamp", body(shape=[1, 3]), 400, "x"),
+        ("stamp", body(data=["a"]), 400, "x"),
+        ("stamp", body(datatype="INT8"), 400, "x"),
         ("nothing", b"{}", 404, "nothing"),
-    ]  # fmt: skip
+    ]
     async with aiohttp.ClientSession() as session:
-        for model, body, status, named in cases:
-            async with session.post(f"{url}/v2/models/{model}/infer", data=body) as reply:
+        for model, sent, status, named in cases:
+            async with session.post(f"{url}/v2/models/{model}/infer", data=sent) as reply:
                 text = await reply.text()
-                assert reply.status == status, (body, text)
+                assert reply.status == status, (sent, text)
                 assert named in (await reply.json(content_type=None))["error"]
         async with session.get(f"{url}/no/such/page") as reply:
             assert reply.status == 404

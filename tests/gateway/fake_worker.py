@@ -30,6 +30,7 @@ class FakeWorker:
         handlers = {name: self.note(name) for name in names}
         handlers |= {
             "configure": self.configure,
+            "accept": self.accept,
             "reconfigure": self.configure,
             "status": self.status,
             "metrics": self.metrics,
@@ -47,14 +48,16 @@ class FakeWorker:
 
         return handler
 
+    async def accept(self, arguments):
+        await asyncio.start_server(self.reply, sock=self.listening)
+        return {}
+
     async def configure(self, arguments):
         if self.refuse:
             raise ControlError("no such luck")
         config = parse(
             arguments["text"], Path(arguments["path"]), os.environ, arguments["overrides"]
         )
-        if not self.models:
-            await asyncio.start_server(self.reply, sock=self.listening)
         self.models = [
             {
                 "name": model.name,
