@@ -32,6 +32,7 @@ from gateway.whole import WholeGateway
 
 # A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
 MEET_S = 0.5
+LAST_CALL_S = 0.05
 
 
 @dataclass(slots=True)
@@ -165,9 +166,12 @@ class Worker:
     async def _stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Take no more, let what is there end within the grace, then go."""
         if self._serving is not None:
+            drained = asyncio.ensure_future(self._serving.lane.drain(arguments["grace_s"]))
             if self._serving.server is not None:
+                # Clients that the kernel has let in already are answered, and told to close.
+                await asyncio.sleep(LAST_CALL_S)
                 self._serving.server.close()
-            await self._serving.lane.drain(arguments["grace_s"])
+            await drained
         self._stopped.set()
         return {}
 

@@ -133,3 +133,32 @@ async def test_a_killed_worker_takes_only_its_own_connections(stamped):
     async with aiohttp.ClientSession() as session:
         for _ in range(24):
             await ask(session, stamped.gateway.url, 1.0)
+
+
+async def test_a_stop_answers_every_connection_and_tells_it_to_close(tmp_path):
+    served = Stamped(tmp_path)
+    served.gateway.wait_ready()
+    await until("the replicas", served.all_ready)
+
+    async def one(session: aiohttp.ClientSession) -> int:
+        """Requests on one connection until it is told to close; how many were answered."""
+        for count in range(1, 100_000):
+            raw = {"inference-header-content-length": "0"}
+            url = f"{served.gateway.url}/v2/models/stamp/infer"
+            async with session.post(url, data=struct.pack("<f", 1.0), headers=raw) as reply:
+                await reply.read()
+                assert reply.status == 200
+                if reply.headers.get("connection") == "close":
+                    return count
+        raise AssertionError("never told to close")
+
+    async with asyncio.TaskGroup() as group:
+        sessions = [
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) for _ in range(8)
+        ]
+        counts = [group.create_task(one(session)) for session in sessions]
+        await asyncio.sleep(0.5)
+        group.create_task(asyncio.to_thread(served.gateway.stop))
+    for session in sessions:
+        await session.close()
+    assert min(count.result() for count in counts) > 1
