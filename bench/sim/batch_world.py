@@ -6,6 +6,7 @@ one batch at a time. Invariant: every request ends once: in time, late, dropped 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log, sqrt
@@ -44,7 +45,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Shares are of all requests. `latency_p50`, `latency_p99`: seconds, of what was in time.
+    """Counts are of requests that came after the warm-up. `latency_p50`, `latency_p99`: seconds, of what was in time.
     `efficiency`: mean throughput while busy over that of b*."""
 
     offered: int
@@ -62,10 +63,15 @@ class Outcome:
 
 
 class World:
-    def __init__(self, cell: Cell, rule: Rule, times: Sequence[float], seed: int) -> None:
+    """Rules and curves start knowing nothing: what comes before `warm_s` is served, not counted."""
+
+    def __init__(
+        self, cell: Cell, rule: Rule, times: Sequence[float], seed: int, warm_s: float = 0.0
+    ) -> None:
         self._engine = Engine()
         self._cell, self._rule, self._times = cell, rule, times
         self._noise = stream(seed, "service")
+        self._warm_s = warm_s
         self._free = cell.replicas
         self._wake: Event | None = None
         self._latencies: list[float] = []
@@ -75,15 +81,16 @@ class World:
     def run(self) -> Outcome:
         self._next_arrival(iter(self._times))
         self._engine.run()
-        offered, in_time = len(self._times), len(self._latencies)
-        assert in_time + self._late + self._dropped == offered, "a request was lost or doubled"
+        ended = self._ran + self._dropped
+        assert ended == len(self._times), "a request was lost or doubled"
+        offered = len(self._times) - bisect_left(self._times, self._warm_s)
         ordered = sorted(self._latencies) or [0.0]
         speed = self._ran / self._busy_s if self._busy_s else 0.0
         return Outcome(
             offered=offered,
-            in_time=in_time,
+            in_time=len(self._latencies),
             late=self._late,
-            dropped=self._dropped,
+            dropped=offered - len(self._latencies) - self._late,
             latency_p50=ordered[len(ordered) // 2],
             latency_p99=ordered[int(len(ordered) * 0.99)],
             mean_batch=self._ran / max(self._batches, 1),
@@ -131,6 +138,8 @@ class World:
         now = self._engine.now
         self._free += 1
         for request in batch:
+            if request.arrived < self._warm_s:
+                continue
             if now <= request.deadline + 1e-9:
                 self._latencies.append(now - request.arrived)
             else:

@@ -10,11 +10,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
+from operator import mul
 
 _MEMORY = 32  # observations of a size that its mean stands on
+_NOISE_MEMORY = 128  # observations that the noise stands on
 _RECENT = 5  # last observations of a size; their lower median tells a stall from a change
 _STALE = 512.0  # observations elsewhere after which a size's own weigh half
-_PRIOR = 1.0  # observations that the straight line through all sizes counts as
+_FORGOTTEN = 0.25  # weight below which a size counts as never seen, and is tried again
+_STAIRS = 0.2  # share of flat steps from which the curve is taken for a staircase
+_REACH = 0.25  # of the largest size seen: how far beyond it is within a try
+_LEAN_MOST = 8.0  # observations that the line through all sizes may count as
+_FIXED = 16.0  # rows that take as long as the launch of a batch, until observations say better
+_LEAN = (
+    0.02  # how much that counts: a spread of sizes by about a seventh of their mean outweighs it
+)
 _SPACING = 64  # observations between two rebuilds of a settled curve
 _DRIFT = 0.25  # relative surprise that makes a rebuild due at once
 _TABLE = 1024  # sizes up to here are looked up in a list
@@ -27,7 +38,7 @@ class ServiceCurve:
     curve holds while it stays the same.
     """
 
-    def __init__(self, quantile: float = 0.9) -> None:
+    def __init__(self, quantile: float = 0.95) -> None:
         if not 0.5 <= quantile < 1:
             raise ValueError("quantile must lie in [0.5, 1)")
         self.quantile = quantile
@@ -36,14 +47,21 @@ class ServiceCurve:
         self._count = 0
         self._rebuild_at = 0
         self._spread = 1.0  # the quantile of observed / mean
-        self._sizes: list[float] = [0.0]
-        self._means: list[float] = [0.0]
-        self._slope = 0.0
+        self._steps = 0.5  # how often a new size took no longer than the next smaller one
+        self._corners: list[tuple[float, float]] = []  # (size, seconds), as observed
+        self._noise = 0.0  # relative variance of the observations of one size
+        self._points: list[tuple[float, float]] = [(1.0, 0.0)]  # what is believed, straight between
+        self._slope = 0.0  # beyond the last
         self._table: list[float] = [0.0]
 
     @property
     def known(self) -> bool:
         return self._count > 0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of a batch's time, as a share of its mean."""
+        return sqrt(self._noise)
 
     def mean(self, size: int) -> float:
         """Expected seconds for a batch of `size`."""
@@ -65,12 +83,25 @@ class ServiceCurve:
         knot = self._knots.get(place := _place(size))
         if knot is None:
             knot = self._knots[place] = _Knot()
+            self._learn_shape(size, seconds)
         expected = self.mean(size)
+        if knot.weight >= _RECENT:
+            surprise = min(abs(seconds / knot.mean - 1.0), 0.5)  # a stall is no noise
+            self._noise += (surprise * surprise - self._noise) / min(self._count, _NOISE_MEMORY)
         knot.observe(size, seconds, self._count)
         if expected > 0.0:
             self._learn_spread(seconds / expected)
         if self._count >= self._rebuild_at or abs(knot.mean - expected) > _DRIFT * expected:
             self._rebuild()
+
+    def _learn_shape(self, size: int, seconds: float) -> None:
+        """A size between two known ones was tried: was it as low as the one below, or between?"""
+        i = bisect_left(self._corners, (size,))
+        if 0 < i < len(self._corners):
+            (below, low), (above, high) = self._corners[i - 1 : i + 1]
+            between = low + (high - low) * (size - below) / (above - below)
+            flat = abs(seconds - low) < abs(seconds - between)
+            self._steps += (flat - self._steps) / 8.0
 
     def _learn_spread(self, ratio: float) -> None:
         """Robbins-Monro: it rests where a share `quantile` of the ratios lies below."""
@@ -81,41 +112,52 @@ class ServiceCurve:
     def _rebuild(self) -> None:
         self.changes += 1
         self._rebuild_at = self._count + min(self._count, _SPACING)
+        for place, knot in list(self._knots.items()):
+            if knot.trust(self._count) < _FORGOTTEN and len(self._knots) > 1:
+                del self._knots[place]
         knots = sorted(self._knots.values(), key=lambda knot: knot.size)
         sizes = [knot.size for knot in knots]
         means = [knot.mean for knot in knots]
-        weights = [k.weight * _STALE / (_STALE + self._count - k.seen) for k in knots]
+        weights = [knot.trust(self._count) for knot in knots]
         fixed, self._slope = _line(sizes, means, weights)
-        # A size that was seen seldom or long ago leans on its neighbours.
+        # The noisier the observations, and the better a line fits, the more does a size that was
+        # seen seldom lean on the line through all.
+        line = [fixed + self._slope * size for size in sizes]
+        misfit = sum(w * (m / f - 1.0) ** 2 for w, m, f in zip(weights, means, line, strict=True))
+        lean = min(self._noise * sum(weights) / max(misfit, 1e-9), _LEAN_MOST)
         leaning = [
-            (weight * mean + _PRIOR * (fixed + self._slope * size)) / (weight + _PRIOR)
-            for size, mean, weight in zip(sizes, means, weights, strict=True)
+            (weight * mean + lean * fit) / (weight + lean)
+            for weight, mean, fit in zip(weights, means, line, strict=True)
         ]
-        self._sizes, self._means = sizes, isotonic(leaning, weights)
+        self._corners = list(zip(sizes, isotonic(leaning, weights), strict=True))
+        self._points = _hopeful(self._corners) if self._steps > _STAIRS else self._corners
         self._table = self._tabulate(min(2 * int(sizes[-1]) + 32, _TABLE))
 
     def _tabulate(self, reach: int) -> list[float]:
         """`_interpolate` at 0 … reach, piece by piece."""
-        sizes, means = self._sizes, self._means
-        table = [0.0]
-        table += [self._interpolate(size) for size in range(1, min(int(sizes[0]), reach) + 1)]
-        for i in range(1, len(sizes)):
-            rise = (means[i] - means[i - 1]) / (sizes[i] - sizes[i - 1])
-            base = means[i - 1] - rise * sizes[i - 1]
-            table += [base + rise * x for x in range(len(table), min(int(sizes[i]), reach) + 1)]
-        base = means[-1] - self._slope * sizes[-1]
-        table += [base + self._slope * size for size in range(len(table), reach + 1)]
+        points = self._points
+        first = int(points[0][0])
+        table = [0.0] + [self._interpolate(size) for size in range(1, min(first, reach) + 1)]
+        for (size, mean), (end, above) in pairwise(points):
+            rise = (above - mean) / (end - size)
+            base = mean - rise * size
+            table += [base + rise * x for x in range(len(table), min(int(end), reach) + 1)]
+        size, mean = points[-1]
+        base = mean - self._slope * size
+        table += [base + self._slope * x for x in range(len(table), reach + 1)]
         return table
 
     def _interpolate(self, size: float) -> float:
-        sizes, means = self._sizes, self._means
-        i = bisect_left(sizes, size)
-        if i == len(sizes):
-            return means[-1] + (size - sizes[-1]) * self._slope
+        points = self._points
+        i = bisect_left(points, (size,))
+        if i == len(points):
+            last, mean = points[-1]
+            return mean + (size - last) * self._slope
+        end, above = points[i]
         if i == 0:
-            return max(means[0] - (sizes[0] - size) * self._slope, means[0] * size / sizes[0])
-        share = (size - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
-        return means[i - 1] + share * (means[i] - means[i - 1])
+            return max(above - (end - size) * self._slope, above * size / end)
+        start, mean = points[i - 1]
+        return mean + (size - start) / (end - start) * (above - mean)
 
 
 class _Knot:
@@ -127,6 +169,10 @@ class _Knot:
         self.size = self.mean = self.weight = 0.0
         self.seen = 0
         self._recent: list[float] = []
+
+    def trust(self, count: int) -> float:
+        """What the mean weighs when `count` observations were made in all."""
+        return self.weight * _STALE / (_STALE + count - self.seen)
 
     def observe(self, size: int, seconds: float, count: int) -> None:
         recent = self._recent
@@ -145,11 +191,12 @@ class _Knot:
 
 
 def _place(size: int) -> int:
-    """Sizes below 32 have a knot each; above, there are 16 knots per doubling."""
-    if size < 32:
+    """Sizes up to 128 have a knot each; above, there are 64 knots per doubling, of sizes up to and
+    with a round one: models that pad take a step after it."""
+    if size <= 128:
         return size
-    shift = size.bit_length() - 5
-    return (shift << 4) + (size >> shift)
+    shift = (size - 1).bit_length() - 7
+    return (shift << 6) + ((size - 1) >> shift) + 1
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -165,24 +212,33 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, length in blocks for _ in range(length)]
 
 
+def _hopeful(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Halfway to the next size that was seen, and somewhat beyond the last, a stair may go on at
+    its height: what nobody has tried is worth one try, which then tells."""
+    points = []
+    for i, (size, mean) in enumerate(corners):
+        points.append((size, mean))
+        gap = corners[i + 1][0] - size if i + 1 < len(corners) else 2.0 + size * _REACH
+        if gap > 1.0:
+            points.append((size + gap / 2.0, mean))
+    return points
+
+
 def _line(
     sizes: Sequence[float], means: Sequence[float], weights: Sequence[float]
 ) -> tuple[float, float]:
     """Least squares: (seconds at size 0, seconds per size), neither negative.
 
-    One size alone does not tell them apart: half of its time is taken as fixed.
+    While the sizes seen lie close together, the slope leans on that of a usual model, whose batch
+    of `_FIXED` takes twice as long as its launch.
     """
-    if len(sizes) == 1:
-        return 0.5 * means[0], 0.5 * means[0] / sizes[0]
-    total = x = y = xy = xx = 0.0
-    for size, mean, weight in zip(sizes, means, weights, strict=True):
-        total += weight
-        x += weight * size
-        y += weight * mean
-        xy += weight * size * mean
-        xx += weight * size * size
-    spread = xx - x * x / total
-    slope = max((xy - x * y / total) / spread, 0.0) if spread > 1e-9 * xx else 0.0
+    total = sum(weights)
+    x = sum(map(mul, weights, sizes)) / total
+    y = sum(map(mul, weights, means)) / total
+    spread = sum(map(mul, weights, ((size - x) ** 2 for size in sizes)))
+    slope = sum(w * (s - x) * (m - y) for w, s, m in zip(weights, sizes, means, strict=True))
+    lean = _LEAN * (x + _FIXED) ** 2
+    slope = max((slope + lean * y / (x + _FIXED)) / (spread + lean), 0.0)
     if y >= slope * x:
-        return (y - slope * x) / total, slope
+        return y - slope * x, slope
     return 0.0, y / x  # through the origin
