@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.config_options import Choice, File, Number, Size, Text, Whole, option
+from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
+from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
 from gateway.config_source import ConfigError, Problem, Source, table, tables
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "GatewayConfig",
     "ModelConfig",
     "Problem",
+    "RelayConfig",
     "ReplicaConfig",
+    "RouteConfig",
     "ServerConfig",
     "load",
     "parse",
@@ -36,7 +39,7 @@ ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "predi
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
 _LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
 _REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")
-_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?")
+_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?|unix:/.+")
 DAY = 86_400.0
 
 
@@ -81,22 +84,71 @@ class ReplicaConfig:
     weight: float = option(
         Number(least=0.0, most=1e6), "its share of the work beside the others", default=1.0
     )
+    command: tuple[str, ...] | None = option(
+        Texts("a program and its arguments, {port} or {socket} where it is to listen"),
+        "http: a process that we run, in the folder of this file",
+        default=None,
+    )
+    discover: str | None = option(
+        Choice("dns"), "http: every address of the URL's host is a replica", default=None
+    )
+    discover_s: float = option(
+        Number(above=0.0, most=DAY), "http: the host is looked up again after", default=10.0
+    )
+    health: str | None = option(
+        Text("a path that begins with /", r"/[!-~]*"),
+        "http: GET it to see whether the replica is well; left out, it need only accept",
+        default=None,
+    )
+    health_s: float = option(
+        Number(above=0.0, most=DAY), "http: how often that is looked at", default=2.0
+    )
+    slots: int | None = option(
+        Whole(1, 1_000_000),
+        "http: requests that it gets at a time, from one worker; left out, any number",
+        default=None,
+    )
+
+    @property
+    def spawned(self) -> bool:
+        """Whether it is a process of the supervisor's."""
+        return self.spawn is not None or self.command is not None
 
     def socket(self, runtime: Path) -> str:
         """Where a native replica is reached; the sockets of spawned ones lie in `runtime`."""
         return self.address if self.address is not None else f"unix:{runtime}/{self.name}.sock"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.kind == "http" and self.spawn is not None:
-            yield "spawn", 'an http replica is not spawned; give its "address"'
+        if self.kind == "http":
+            yield from self._http_problems()
         elif (self.spawn is None) == (self.address is None):
             yield "", 'expected either "spawn" (a file) or "address" (where it listens)'
+        else:
+            for item in dataclasses.fields(self):
+                http_only = item.metadata["doc"].startswith("http: ")
+                if http_only and getattr(self, item.name) != item.default:
+                    yield item.name, 'only replicas of kind "http" have it'
         if self.address is not None:
             form, example = (
                 (_URL, "http://127.0.0.1:8000") if self.kind == "http" else (_REPLICA, "tcp:h:7001")
             )
             if not form.fullmatch(self.address):
                 yield "address", f'expected an address such as "{example}", got "{self.address}"'
+
+    def _http_problems(self) -> Iterator[tuple[str, str]]:
+        if self.spawn is not None:
+            yield (
+                "spawn",
+                'an http replica is not spawned; give "command" or "address"',
+            )
+        elif (self.command is None) == (self.address is None):
+            yield "", 'expected either "command" (what to run) or "address" (where it listens)'
+        if self.command is not None:
+            text = "\n".join(self.command)
+            if ("{port}" in text) == ("{socket}" in text):
+                yield "command", "expected {port} or {socket} in it: where it is to listen"
+        if self.discover is not None and not (self.address or "").startswith("http"):
+            yield "discover", 'needs an "address" with a host, such as "http://name:8000"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +163,8 @@ class _ReplicaTable(ReplicaConfig):
         # No super() in a dataclass with slots: the decorator makes a new class.
         yield from ReplicaConfig.problems(self)
         if self.count is not None and self.address is not None:
-            yield "count", 'replicas with an "address" are listed one by one'
+            more = ', or found by discover = "dns"' if self.kind == "http" else ""
+            yield "count", f'replicas with an "address" are listed one by one{more}'
 
     def expand(self) -> list[ReplicaConfig]:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(ReplicaConfig)}
@@ -135,7 +188,9 @@ class ModelConfig:
         default=None,
     )
     timeout_ms: float = option(
-        Number(above=0.0, most=1e8), "the deadline of requests that bring none", default=30_000.0
+        Number(above=0.0, most=1e8),
+        "the deadline of requests that bring none; left out, 30 s, and 10 min of http replicas",
+        default=None,
     )
     max_queue: int = option(
         Whole(1, 10_000_000), "rows that may wait; more are refused with 429", default=4096
@@ -143,14 +198,40 @@ class ModelConfig:
     max_batch_size: int | None = option(
         Whole(1, 1_000_000), "rows in a batch; left out, what the replica says", default=None
     )
-    routing: str = option(Choice(*ROUTING), "how a replica is chosen", default="wlc")
+    routing: str = option(
+        Choice(*ROUTING),
+        "how a replica is chosen; left out, wlc, and session among http replicas",
+        default=None,
+    )
     retries: int = option(
         Whole(0, 16), "further replicas tried before the first byte of an answer", default=2
     )
 
+    relay: RelayConfig = table(RelayConfig)  # noqa: RUF009 - a field
+
+    def __post_init__(self) -> None:
+        """What is left out goes by the kind of replicas."""
+        if self.timeout_ms is None:
+            object.__setattr__(self, "timeout_ms", 600_000.0 if self.http else 30_000.0)
+        if self.routing is None:
+            object.__setattr__(self, "routing", "session" if self.http else "wlc")
+
+    @property
+    def http(self) -> bool:
+        """Whether it is relayed: its replicas are HTTP servers."""
+        return any(replica is not None and replica.kind == "http" for replica in self.replicas)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.replicas:
             yield "", "a model needs at least one [[models.replicas]]"
+        if len({replica.kind for replica in self.replicas}) > 1:
+            yield "replicas", "one model has replicas of one kind: all native, or all http"
+        elif self.http:
+            for key in ("slo_ms", "max_batch_size"):
+                if getattr(self, key) is not None:
+                    yield key, "only models with native replicas have it"
+        elif self.relay != RelayConfig():
+            yield "relay", "only models with http replicas are relayed"
         if self.max_batch_size is not None and self.max_batch_size > self.max_queue:
             yield "max_queue", f"must hold one batch of max_batch_size = {self.max_batch_size} rows"
 
@@ -197,6 +278,7 @@ class GatewayConfig:
     server: ServerConfig
     models: tuple[ModelConfig, ...]
     path: Path
+    routes: tuple[RouteConfig, ...] = ()
 
     def replicas(self) -> Iterator[tuple[ModelConfig, ReplicaConfig]]:
         for model in self.models:
@@ -210,6 +292,7 @@ class FileTable:
 
     server: ServerConfig = table(ServerConfig)  # noqa: RUF009 - a field
     models: tuple[ModelConfig, ...] = tables(ModelConfig)
+    routes: tuple[RouteConfig, ...] = tables(RouteConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.models:
@@ -236,9 +319,12 @@ def parse(
     models = tuple(_expand(model) for model in file.models) if file is not None else ()
     if file is not None:
         _refuse_equal_names(source, file, models)
+        http = [model.name for model in models if model.http]
+        for index, key, wrong in wrong_routes(file.routes, http):
+            source.report(("routes", index, key), wrong)
     source.refuse_if_wrong()
     assert file is not None  # a table that could not be read reported why
-    return GatewayConfig(server=file.server, models=models, path=path)
+    return GatewayConfig(server=file.server, models=models, path=path, routes=file.routes)
 
 
 def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> GatewayConfig:

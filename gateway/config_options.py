@@ -86,6 +86,38 @@ class Choice(Text):
         return {"enum": list(self.names)}
 
 
+class Texts(Option):
+    """An array of at least one string, each matching `pattern`."""
+
+    def __init__(self, expected: str, pattern: str = r"[\s\S]+") -> None:
+        self._pattern = pattern
+        self.expected = f"an array of strings: {expected}"
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise self.refuse(value)
+        for item in value:
+            if not isinstance(item, str) or not re.fullmatch(self._pattern, item):
+                raise ValueError(f"expected {self.expected}; it contains {shown(item)}")
+        return tuple(value)
+
+    def schema(self) -> dict[str, Any]:
+        items = {"type": "string", "pattern": f"^(?:{self._pattern})$"}
+        return {"type": "array", "items": items, "minItems": 1}
+
+
+class Flag(Option):
+    expected = "true or false"
+
+    def read(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.refuse(value)
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+
 class File(Text):
     """A path; `config` makes it absolute, relative ones from the folder of the file."""
 

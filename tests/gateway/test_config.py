@@ -96,7 +96,7 @@ weight = -1
         ("models = 3", "serve.toml:1: models: expected an array of tables: [[models]]"),
         ('[[models]]\nname = "m"', "serve.toml:1: models[0]: a model needs at least one"),
         ("[[models]]\n" + MODEL, "models[0].name: missing; expected a name of letters, digits"),
-        (MODEL + "max_queue = 3", "replicas[0].max_queue: unknown key; known here: address, count"),
+        (MODEL + "max_queue = 3", "max_queue: unknown key; known here: address, command"),
         (MODEL + MODEL, 'models[1].name: another model is named "digits"'),
         (MODEL + '[[models.replicas]]\nname = "d"\naddress = "tcp:h:1"', 'named "d" too'),
         (MODEL + 'address = "tcp:h:1"', 'expected either "spawn"'),
@@ -250,3 +250,53 @@ def test_every_routing_that_can_be_configured_is_there():
     assert set(config.ROUTING) <= set(ROUTERS)
     for name in config.ROUTING:
         assert make_router(name)
+
+
+HTTP = """
+[[models]]
+name = "llama"
+[models.relay]
+names = ["meta-llama/Llama-3.1-8B"]
+[[models.replicas]]
+name = "up"
+kind = "http"
+address = "http://127.0.0.1:8000"
+"""
+
+
+def test_a_model_of_http_replicas_has_its_own_defaults():
+    tensor, http = read(MODEL + HTTP).models
+    assert (tensor.http, tensor.routing, tensor.timeout_ms) == (False, "wlc", 30_000)
+    assert (http.http, http.routing, http.timeout_ms) == (True, "session", 600_000)
+    assert http.relay.names == ("meta-llama/Llama-3.1-8B",)
+
+
+def test_routes_lead_to_models_of_http_replicas():
+    found = read(HTTP + '[[routes]]\npath = "/shop"\nmodel = "llama"\nstrip_prefix = true\n')
+    assert [(route.path, route.model, route.strip_prefix) for route in found.routes] == [
+        ("/shop", "llama", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (MODEL + '[models.relay]\napi = "web"\n', "only models with http replicas are relayed"),
+        (MODEL + 'health = "/h"\n', 'health: only replicas of kind "http" have it'),
+        (HTTP.replace("[models.relay]", "slo_ms = 9\n[models.relay]"), "slo_ms: only models with"),
+        (HTTP + 'command = ["x", "{port}"]\n', 'either "command" (what to run) or "address"'),
+        (HTTP.replace("address", "#") + 'command = ["x"]\n', "expected {port} or {socket} in it"),
+        (HTTP.replace("http://127.0.0.1:8000", "h:1"), 'such as "http://127.0.0.1:8000"'),
+        (HTTP.replace("127.0.0.1", "h") + "count = 2\n", 'found by discover = "dns"'),
+        (HTTP + '[[models.replicas]]\nname = "n"\nspawn = "n.toml"\n', "replicas of one kind"),
+        (HTTP + '[[routes]]\npath = "shop"\nmodel = "llama"\n', "a path that begins with /"),
+        (HTTP + '[[routes]]\npath = "/shop/"\nmodel = "llama"\n', "expected no / at its end"),
+        (HTTP + '[[routes]]\npath = "/"\nmodel = "x"\n', "a model with http replicas: llama"),
+        (HTTP + '[[routes]]\npath = "/"\nmodel = "llama"\n' * 2, "the same path and host"),
+        (HTTP.replace("names", "session").replace("up", "u"), 'did you mean "sessions"?'),
+        (HTTP.replace("names = [", "sessions = ["), "sources such as header:x-session-id"),
+    ],
+)
+def test_what_cannot_be_relayed_is_refused(text, expected):
+    found = problems(text)
+    assert any(expected in line for line in found), found
