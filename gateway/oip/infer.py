@@ -56,7 +56,7 @@ class InferDesk:
                 codec = self._compile(view)
             parsed = parse_infer(exchange.body, terms.header_length, codec)
             if parsed.rows > 1:
-                _check_rows(parsed.rows, view)
+                check_rows(parsed.rows, view)
             if parsed.model is not None or parsed.version is not None:
                 _check_names(parsed, name, version, pinned)
             arrived = exchange.arrived
@@ -78,7 +78,7 @@ class InferDesk:
             exchange.on_gone = request.gone
             view.submit(request)
         except Exception as raised:
-            error = _translated(raised)
+            error = translated(raised)
             if request is None:
                 refuse(exchange, error, fields)
             else:
@@ -151,7 +151,7 @@ class _Call:
                 self._parsed, self._name, outcome, self._codec
             )
         except Exception as raised:
-            refuse(self._exchange, _translated(raised), self._fields)
+            refuse(self._exchange, translated(raised), self._fields)
             return
         if own_fields:
             fields += own_fields
@@ -201,7 +201,7 @@ def pin(view: ModelView, version: str) -> str:
     return found or version
 
 
-def _check_rows(rows: int, view: ModelView) -> None:
+def check_rows(rows: int, view: ModelView) -> None:
     """The operator may allow fewer than the model takes."""
     limit = view.max_batch_size
     if limit is not None and rows > limit:
@@ -234,7 +234,7 @@ def _timing(answer: Answer) -> bytes:
     )
 
 
-def _translated(raised: Exception) -> GatewayError:
+def translated(raised: Exception) -> GatewayError:
     if isinstance(raised, GatewayError):
         return raised
     log.error("an infer call failed inside the gateway", exc_info=raised)

@@ -78,12 +78,22 @@ def parse_infer(body: Buffer, header_length: int | None, codec: Codec) -> InferR
             )
         view = memoryview(body)
         text, rest = view[:header_length], view[header_length:]
+    return read_infer(load(text), rest, codec)
+
+
+def load(text: Buffer) -> dict[str, Any]:
+    """The JSON object of a request. Raises BadRequest."""
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         document = _load_bare(text, error)
     if type(document) is not dict:
         raise BadRequest("the request must be a JSON object")
+    return document
+
+
+def read_infer(document: dict[str, Any], rest: memoryview, codec: Codec) -> InferRequest:
+    """A request whose JSON is read already; `rest`: its binary part. Raises BadRequest."""
     given = document.get("inputs")
     inputs = codec.inputs
     if type(given) is not list or len(given) != len(inputs):
