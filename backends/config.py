@@ -56,7 +56,7 @@ def _number(least: float, most: float) -> _Key:
 def _bytes(value: Any) -> Any:
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", str(value).strip())
     unit = _UNITS.get(match[2].upper()) if match and not isinstance(value, bool) else None
-    return int(match[1]) * unit if match and unit and int(match[1]) else None
+    return int(match[1]) * unit if match and unit else None
 
 
 _NAME = _Key("a name", _text)
@@ -66,7 +66,7 @@ _CLASS = _Key(
     lambda value: value if _text(value) and re.fullmatch(r"[\w.]+:\w+", value) else None,
 )
 _TABLE = _Key("a table", lambda value: dict(value) if isinstance(value, dict) else None)
-_SIZE = _Key('bytes a second, such as 200000000 or "200 MiB"', _bytes)
+_SIZE = _Key('bytes a second, such as 200000000 or "200 MiB", 0 for no limit', _bytes)
 
 
 def _key(kind: _Key, doc: str, *, name: str = "", **default: Any) -> Any:
@@ -114,8 +114,8 @@ class ReplicaConfig:
         _number(1.1, 1000), "a new version slower by this factor is rolled back", default=3.0
     )
     poll_s: float = _key(_number(0.01, 60), "how often the channel is looked at", default=0.25)
-    load_bytes_per_second: int | None = _key(
-        _SIZE, "bandwidth cap of background loads; left out, none", default=None
+    load_bytes_per_second: int = _key(
+        _SIZE, "bandwidth of loads beside traffic; 0 is no limit", default=2**29
     )
     drain_s: float = _key(
         _number(0, 3600), "how long SIGTERM waits for what was accepted", default=30.0

@@ -173,7 +173,8 @@ class Follower:
                 self._events(action.event, generation=target.generation, **fields)
             case Begin():
                 self._cancel = threading.Event()
-                self._background("load", self._load, target, self._cancel)
+                beside = self._reload.serving is not None
+                self._background("load", self._load, target, beside, self._cancel)
             case Cancel():
                 self._cancel.set()
             case Swap():
@@ -227,11 +228,12 @@ class Follower:
                 seen = None
             self._nudge.wait(self._poll_s)
 
-    def _load(self, target: Target, cancel: threading.Event) -> None:
+    def _load(self, target: Target, beside: bool, cancel: threading.Event) -> None:
         try:
             version = self._loader.from_checkpoint(
                 self._run,
                 target,
+                beside=beside,
                 stage=lambda stage: self._post(self._staged, target, stage),
                 cancelled=cancel.is_set,
             )

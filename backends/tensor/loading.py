@@ -7,6 +7,7 @@ version that is returned has executed a batch of one row and a full one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from backends.tensor.runner import Runner
 from backends.wire import Signature
 
 # Elements looked at in one go: torch holds no lock meanwhile, and the temporary stays small.
-FINITE_CHUNK = 1 << 22
+FINITE_CHUNK = 1 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,10 @@ class NotFinite(Exception):
 
 
 class Loader:
-    """`code` is the folder in which model classes are found. `holder` names the leases."""
+    """`code` is the folder in which model classes are found. `holder` names the leases.
+
+    `bytes_per_second` (0: no limit) holds for loads beside traffic; a first load has it all.
+    """
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class Loader:
         device: torch.device,
         runner: Runner,
         holder: str,
-        bytes_per_second: int | None,
+        bytes_per_second: int,
     ) -> None:
         self._code, self._device, self._runner = code, device, runner
         self._holder, self._rate = holder, bytes_per_second
@@ -101,16 +105,17 @@ class Loader:
         run: Run,
         target: Target,
         *,
+        beside: bool,
         stage: Callable[[Stage], None],
         cancelled: Callable[[], bool],
     ) -> Version:
-        """Raises LoadFailed."""
+        """`beside`: another version serves meanwhile. Raises LoadFailed."""
         try:
             lease = ReaderLease(run, target.step, self._holder).acquire()
         except (CheckpointError, OSError) as error:
             raise LoadFailed(Failure.TRANSIENT, _reason(error)) from error
         try:
-            version = self._leased(run, target, stage, cancelled)
+            version = self._leased(run, target, beside, stage, cancelled)
         except BaseException as error:
             lease.release()
             raise LoadFailed(_failure(error), _reason(error)) from error
@@ -121,6 +126,7 @@ class Loader:
         self,
         run: Run,
         target: Target,
+        beside: bool,
         stage: Callable[[Stage], None],
         cancelled: Callable[[], bool],
     ) -> Version:
@@ -139,12 +145,14 @@ class Loader:
                 run.folder(target.step),
                 manifest,
                 into=own,
-                bytes_per_second=self._rate,
+                bytes_per_second=(self._rate or None) if beside else None,
                 cancelled=cancelled,
             )
             config = manifest.model.get("config") or {}
             model = self._construct(manifest.model["class"], config, tensors)
             stage(Stage.VERIFY)
+            if isinstance(model, nn.Module):
+                _check_finite(model, beside)
             version = self._verified(Version(target.version, model, _signature(model)), manifest)
             if cancelled():
                 raise Cancelled("another version is wanted")
@@ -154,8 +162,6 @@ class Loader:
         return version
 
     def _verified(self, version: Version, manifest: Manifest) -> Version:
-        if isinstance(version.model, nn.Module):
-            _check_finite(version.model)
         if manifest.probe is not None:
             check_probe(self._runner, version.model, version.signature, manifest.probe)
         return self._warm(version)
@@ -196,16 +202,19 @@ def _signature(model: ServedModel) -> Signature:
     return signature
 
 
-def _check_finite(model: nn.Module) -> None:
-    """Parameters only: a buffer may hold the infinities of a mask."""
+def _check_finite(model: nn.Module, beside: bool) -> None:
+    """Parameters only: a buffer may hold the infinities of a mask. Beside traffic, at half speed."""
     for name, parameter in model.named_parameters():
         flat = parameter.detach().view(-1)
         if not (flat.is_floating_point() or flat.is_complex()):
             continue
         for chunk in torch.split(flat, FINITE_CHUNK):
+            began = time.monotonic()
             values = chunk.float() if chunk.dtype.itemsize == 1 else chunk
             if not bool(torch.isfinite(values).all()):
                 raise NotFinite(f"parameter {name} holds NaN or infinity")
+            if beside:
+                time.sleep(time.monotonic() - began)
 
 
 def _check_room(manifest: Manifest, device: torch.device) -> None:

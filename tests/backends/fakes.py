@@ -450,9 +450,15 @@ class BlockingGateway:
 
 
 def commit_model(
-    run: Run, step: int, model: nn.Module, *, probe: Probe | None = None, **config: Any
+    run: Run,
+    step: int,
+    model: nn.Module,
+    *,
+    probe: Probe | None = None,
+    path: str = "",
+    **config: Any,
 ) -> Manifest:
-    """A committed step with this model's weights."""
+    """A committed step with this model's weights; `path` names another class than its own."""
     staging = Staging(run, step, 0, 0)
     staging.create()
     tensors = dict(model.state_dict())
@@ -461,7 +467,7 @@ def commit_model(
     return commit(
         staging,
         [part],
-        model={"class": f"{kind.__module__}:{kind.__name__}", "config": config},
+        model={"class": path or f"{kind.__module__}:{kind.__name__}", "config": config},
         expected={name: (tuple(t.shape), t.dtype) for name, t in tensors.items()},
         position=step,
         probe=probe,

@@ -85,7 +85,7 @@ def test_wrong_overrides_name_where_they_come_from():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("1000", 1000), ('"2 MiB"', 2**21), ('"3GB"', 3 * 10**9)]
+    ("text", "size"), [("0", 0), ("1000", 1000), ('"2 MiB"', 2**21), ('"3GB"', 3 * 10**9)]
 )
 def test_sizes(text, size):
     assert parse(STATIC + f"load_bytes_per_second = {text}", FILE, {}).load_bytes_per_second == size
