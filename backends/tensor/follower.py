@@ -223,7 +223,7 @@ class Follower:
                     seen = identity
             except FileNotFoundError:
                 seen = None
-            except (CheckpointError, OSError) as error:
+            except Exception as error:  # whatever it is, look again
                 self._post(self._unread, f"{path}: {error}")
                 seen = None
             self._nudge.wait(self._poll_s)
@@ -239,6 +239,8 @@ class Follower:
             )
         except LoadFailed as error:
             self._post(self._failed, target, error.failure, error.reason)
+        except Exception as error:  # a defect of ours: the reload fails, the thread is no riddle
+            self._post(self._failed, target, Failure.REFUSED, repr(error))
         else:
             self._post(self._loaded, target, version)
 

@@ -97,7 +97,7 @@ class Loader:
         try:
             model = self._construct(path, config)
             return self._warm(Version("0-static", model, _signature(model)))
-        except Exception as error:
+        except BaseException as error:  # a model's module may even raise SystemExit
             raise LoadFailed(Failure.REFUSED, _reason(error)) from error
 
     def from_checkpoint(
@@ -203,9 +203,9 @@ def _signature(model: ServedModel) -> Signature:
 
 
 def _check_finite(model: nn.Module, beside: bool) -> None:
-    """Parameters only: a buffer may hold the infinities of a mask. Beside traffic, at half speed."""
+    """Parameters only: buffers may hold the infinities of a mask. Beside traffic, at half speed."""
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().view(-1)
+        flat = parameter.detach().reshape(-1)
         if not (flat.is_floating_point() or flat.is_complex()):
             continue
         for chunk in torch.split(flat, FINITE_CHUNK):

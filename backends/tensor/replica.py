@@ -64,7 +64,7 @@ class TensorReplica:
         self._follower: Follower | None = None
         self._versions: dict[str, Version] = {}
         self._serving: Version | None = None
-        self._failed, self._starting, self._draining = "", "starting", ""
+        self._failed, self._starting, self._draining = "", "importing torch", ""
         self._hung = False
         # Set when only a new process can serve: the device is lost.
         self.broken = asyncio.Event()
@@ -224,7 +224,7 @@ class TensorReplica:
                 self._post(self._attach, parts)
                 version = parts.loader.from_class(self._config.class_, self._config.config)
                 self._post(self.swap, version, None, lambda: None)
-        except Exception as error:
+        except BaseException as error:  # a model's module may even raise SystemExit
             self._post(self._fail, str(error) or type(error).__name__)
 
     def _execute(self, jobs: Sequence[Job]) -> None:

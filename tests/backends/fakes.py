@@ -190,6 +190,11 @@ class BadInit:
         raise RuntimeError("no weights today")
 
 
+class Quits:
+    def __init__(self) -> None:
+        raise SystemExit(3)
+
+
 class BadWarmUp(Scale):
     def infer(self, x: Tensor) -> Mapping[str, Tensor]:
         raise RuntimeError("I do not run")

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from backends.wire import Kind, Signature, Status
-from tests.backends.fakes import Breach, Exits, Gate, Gateway, Scale, Words, eventually, unpack, x
+from tests.backends.fakes import (
+    Breach,
+    Exits,
+    Gate,
+    Gateway,
+    RaggedSum,
+    Scale,
+    Words,
+    eventually,
+    unpack,
+    x,
+)
 
 FAKES = "tests.backends.fakes"
 SCALE = f'class = "{FAKES}:Scale"\n'
@@ -61,6 +72,7 @@ async def test_requests_of_a_frame_get_their_rows(serve):
     ("text", "said"),
     [
         (f'class = "{FAKES}:BadInit"', "RuntimeError: no weights today"),
+        (f'class = "{FAKES}:Quits"', "SystemExit: 3"),
         (f'class = "{FAKES}:BadWarmUp"', "RuntimeError: I do not run"),
         (f'class = "{FAKES}:NoSignature"', "has no signature"),
         (f'class = "{FAKES}:Nowhere"', "has no class 'Nowhere'"),
@@ -102,6 +114,20 @@ async def test_bytes_and_breaches_and_exits(serve):
             else:
                 assert answer.code == code
             await gateway.close()
+
+
+@pytest.mark.parametrize("ragged", ["refuse", "pad", "concat"])
+async def test_ragged_requests_get_their_own_part(serve, ragged):
+    text = f'class = "{FAKES}:RaggedSum"\nconfig = {{ ragged = "{ragged}" }}'
+    async with serve(text) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        requests = [{"x": torch.full((rows, rows + 1), 1.0 * rows)} for rows in (1, 2, 3)]
+        answers, _ = await gateway.ask(RaggedSum(ragged).signature, *requests)
+        for request, answer in zip(requests, answers, strict=True):
+            assert torch.equal(answer["twice"], request["x"] * 2)
+            assert torch.equal(answer["sum"].float(), request["x"].sum(1, keepdim=True))
+        await gateway.close()
 
 
 async def test_a_frame_that_does_not_fit_names_the_field(serve):
