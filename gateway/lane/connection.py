@@ -75,8 +75,12 @@ class Connection(Turns):
                 framing = head.framing
                 if framing.simple and end + framing.length == len(data):
                     handler = lane.resolve(head.method, head.path)
-                    if handler is not None and not handler.streams:
+                    if handler is not None:
                         self._guess = end
+                        if handler.streams:
+                            self._begin(head, handler)
+                            self._receive(data[end:])
+                            return
                         self.since = now = lane.clock()
                         self.front = exchange = Exchange(self, head, data[end:], now, True)
                         lane.stats.requests += 1
@@ -139,7 +143,7 @@ class Connection(Turns):
                 body = self._body
                 if body is not None:
                     at = body.feed(data, at)
-                    if body.done and body is self._body:  # the handler may have ended it
+                    if body.done:
                         self._body_done(body)
                     continue
                 taken = self._take_request(data, at)
@@ -195,8 +199,7 @@ class Connection(Turns):
             accepted = b"accept-encoding: gzip, deflate\r\n"
             raise Refused(501, "the body's content-encoding is not known here", accepted)
         self.since = now = self.lane.clock()
-        alone = self.front is None and not self._flags & ~PUMPING
-        exchange = Exchange(self, head, b"", now, framing.simple and alone and not handler.streams)
+        exchange = Exchange(self, head, b"", now, False)
         self._enqueue(exchange)
         if framing.length:
             whom = None if handler.streams else handler
@@ -205,6 +208,8 @@ class Connection(Turns):
             self._flags |= DEAF
         elif framing.upgrade and handler.streams:
             self._hold(TURN)  # what follows may be no HTTP: the answer tells
+        else:
+            self._simplify()
         if handler.streams or not framing.length:
             self.lane.stats.requests += 1
             exchange.call(handler)
@@ -229,14 +234,15 @@ class Connection(Turns):
             return
         if exchange.last:
             self._flags |= DEAF
-        if body.handler is None:
-            self._end_body()
-            exchange.pass_end()
-            return
-        exchange.body = body.whole()
+        if body.handler is not None:
+            exchange.body = body.whole()
         self._end_body()
-        self.lane.stats.requests += 1
-        exchange.call(body.handler)
+        self._simplify()
+        if body.handler is None:
+            exchange.pass_end()
+        else:
+            self.lane.stats.requests += 1
+            exchange.call(body.handler)
 
     # ------------------------------------------------------------------------------- to others
 
@@ -280,7 +286,7 @@ class Connection(Turns):
             exchange.pass_gone()
         assert exchange is not None
         if exchange.phase == OPEN:
-            exchange.simple, exchange.last = False, True
+            exchange.last = True
             exchange.respond(refusal.status, error_body(refusal.message), fields=refusal.fields)
         elif exchange.phase != ENDED:
             self.abandon(exchange)

@@ -1,8 +1,9 @@
 """One request and its one response, as a handler sees them.
 
 Renders the response and counts its bytes; the connection knows whose turn it is to write. Calls
-after the client has gone do nothing. Invariant: a response is started at most once, ends at most
-once, and exactly one framing (length, chunks, or the connection's end) goes out with it.
+after the exchange has ended, by its answer or because the client has gone, do nothing. Invariant:
+a response is started at most once, ends at most once, and exactly one framing (length, chunks, or
+the connection's end) goes out with it.
 """
 
 from __future__ import annotations
@@ -134,13 +135,14 @@ class Exchange:
         conn = self._conn
         if conn is None:
             return
-        if self.simple and type(body) is bytes:
+        if self.simple:
+            whole = body if type(body) is bytes else _joined(body)
             prefix = conn.lane.prefixes.sized.get((status, content_type))
-            if prefix is not None and len(body) <= JOIN_BYTES:
+            if prefix is not None and whole is not None and len(whole) <= JOIN_BYTES:
                 self.simple = False
                 self.phase = ENDED
                 self._conn = conn.front = self.on_gone = None
-                data = b"".join((prefix, b"%d\r\n" % len(body), fields, b"\r\n", body))
+                data = b"".join((prefix, b"%d\r\n" % len(whole), fields, b"\r\n", whole))
                 try:
                     conn.transport.write(data)
                 except RuntimeError:
@@ -309,3 +311,10 @@ class Exchange:
 
 def _size(piece: Buffer) -> int:
     return piece.nbytes if isinstance(piece, memoryview) else len(piece)
+
+
+def _joined(body: Buffer | Sequence[Buffer]) -> bytes | None:
+    """As one piece, where that is a small copy."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body) if _size(body) <= JOIN_BYTES else None
+    return b"".join(body) if sum(map(_size, body)) <= JOIN_BYTES else None

@@ -130,6 +130,8 @@ class Guest(asyncio.Protocol):
         keep_alive = getattr(self._app, "keep_alive", None)
         if keep_alive is not None:
             keep_alive(True)  # stops its timer for idle connections: this one may be busy with us
+        if self._rest:
+            self._conn.transport.resume_reading()
         rest, self._rest = self._rest, b""
         self._delay = FIRST_LOOK_S
         self._conn.take_back(rest)
@@ -144,8 +146,6 @@ class Guest(asyncio.Protocol):
         self._timer = None
         if self._conn.is_closed:
             return
-        if rests(self._app):
-            self._conn.transport.resume_reading()
         if not self._give_back():
             self._look_later()
 

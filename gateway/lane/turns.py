@@ -156,7 +156,15 @@ class Turns(asyncio.Protocol):
             self.front = self._behind.popleft() if self._behind else None
             self._turn()
         self._release(FULL if self.front is not None else FULL | TURN)
+        if self._body is None:
+            self._simplify()
         self._settle()
+
+    def _simplify(self) -> None:
+        """If the front is alone and its request is here, a plain answer may take the short way."""
+        front = self.front
+        if front is not None and not self._behind and not self._flags & ~(PUMPING | PARTIAL):
+            front.simple = front.phase == OPEN and front.head.framing.simple
 
     def _turn(self) -> None:
         """What the new front has written while it waited goes out now."""

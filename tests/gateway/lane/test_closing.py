@@ -122,6 +122,13 @@ async def test_a_client_that_shuts_its_side_gets_every_answer_due(streams):
     assert wire.statuses() == [200, 200] and wire.transport.closed
 
 
+@pytest.mark.parametrize("raw", [request(), request("POST", "/x", b"abc")])
+async def test_half_closed_and_one_plain_answer_due(raw):
+    wire = Wire(make_lane(later := Later())).send(raw).eof()
+    later.seen[0].respond(200, b"{}")
+    assert wire.statuses() == [200] and wire.transport.closed
+
+
 async def test_half_closed_with_requests_that_had_to_wait():
     later = Later()
     wire = Wire(make_lane(later, Limits(pipeline=2))).send(request() * 5).eof()
@@ -175,7 +182,7 @@ async def test_a_client_that_is_gone_is_found_out_by_an_interim_answer(monkeypat
 async def test_a_client_that_is_there_gets_few_interim_answers(monkeypatch):
     monkeypatch.setattr("gateway.lane.probe.FIRST_LOOK_S", 0.0)
     later = Later()
-    wire = Wire(make_lane(later)).send(request()).eof()
+    wire = Wire(make_lane(later)).send(request()).eof().eof()
     for _ in range(10):
         await asyncio.sleep(0)
     later.seen[0].respond(200, b"{}")
@@ -209,3 +216,18 @@ async def test_the_sweep_runs_while_there_are_connections_and_in_slices(monkeypa
     wires.append(Wire(lane))
     assert lane._timer is not None
     wires[-1].transport.close()
+
+
+async def test_the_date_is_renewed_with_the_sweep(monkeypatch):
+    now = [1_700_000_000.0]
+    monkeypatch.setattr("gateway.lane.response.time.time", lambda: now[0])
+    lane = make_lane(Echo())
+    wire = Wire(lane).send(request())
+    now[0] += 1
+    wire.send(request())
+    lane._tick()
+    wire.send(request())
+    first, second, third = (answer.headers[b"date"] for answer in wire.answers())
+    assert first == second == b"Tue, 14 Nov 2023 22:13:20 GMT"
+    assert third == b"Tue, 14 Nov 2023 22:13:21 GMT"
+    wire.transport.close()

@@ -63,6 +63,15 @@ async def test_a_handler_paces_a_streamed_body():
     assert got == [b"456", b"789", b"end"]
 
 
+async def test_a_paused_body_does_not_stop_the_connection_once_it_is_answered():
+    wire, exchange = asked(request("POST", "/x", b"0123456789")[:-6], streams=True)
+    exchange.pause_body()
+    exchange.respond(401, b"{}")
+    assert wire.transport.reading
+    wire.send(b"456789", request())
+    assert len(wire.lane.resolve("", "").seen) == 2
+
+
 async def test_continue_is_said_when_the_body_is_wanted():
     raw = request("POST", "/x", b"abc", "expect: 100-continue")
     wire = Wire(make_lane(Echo())).send(raw[:-3])

@@ -12,7 +12,13 @@ from aiohttp import web
 
 from gateway.lane import Lane, Limits
 from tests.gateway.lane.conftest import listening
-from tests.gateway.lane.fakes import Echo, Later, chunked, read_answers, request
+from tests.gateway.lane.fakes import (
+    Echo,
+    Later,
+    chunked,
+    read_answers,
+    request,
+)
 from tests.gateway.lane.test_sockets import raw_exchange, until
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -109,3 +111,50 @@ async def test_a_streamed_body_that_breaks_a_rule_ends_the_exchange():
             assert not wire.answers()[0].whole and wire.transport.closed
         else:
             assert wire.statuses() == [400]
+
+
+async def test_answering_again_after_the_end_does_nothing():
+    for raw in (request(), request() * 2):
+        wire, exchange = asked(raw)
+        exchange.respond(200, b"{}")
+        before = wire.raw
+        exchange.respond(200, b"{}")
+        exchange.start(200)
+        exchange.end()
+        exchange.abort()
+        assert wire.raw == before and not wire.transport.closed
+
+
+async def test_an_answered_exchange_is_freed_without_the_garbage_collector():
+    class Cyclic:
+        streams = False
+
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, exchange):
+            exchange.on_gone = lambda: exchange
+            self.seen.append(exchange)
+
+    for raw in (request(), request() * 2, request("HEAD")):
+        handler = Cyclic()
+        wire = Wire(make_lane(handler)).send(raw)
+        marks = [_Mark() for _ in handler.seen]
+        references = [weakref.ref(mark) for mark in marks]
+        for exchange, mark in zip(handler.seen, marks, strict=True):
+            exchange.body = mark
+        del marks, mark
+        gc.disable()
+        try:
+            for exchange in handler.seen:
+                exchange.respond(200, b"{}")
+            del exchange
+            handler.seen.clear()
+            assert [reference() for reference in references] == [None] * len(references)
+        finally:
+            gc.enable()
+        assert not wire.transport.closed
+
+
+class _Mark:
+    """Something to refer to weakly, which exchanges are not."""

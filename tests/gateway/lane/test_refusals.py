@@ -161,6 +161,8 @@ TOO_MUCH = {
     "head": (431, request("GET", "/x", None, "a: " + "b" * 400)),
     "head without an end": (431, GET + b"a: " + b"b" * 400),
     "number of fields": (431, request("GET", "/x", None, *["a: b"] * 6)),
+    "extension without an end": (400, POST + TE + b"\r\n3;" + b"a" * 500),
+    "trailer without an end": (400, POST + TE + b"\r\n0\r\na:" + b"a" * 500),
     "length": (413, request("POST", "/x", b"x" * 51)),
     "chunks": (413, chunked(b"x" * 30, b"y" * 21)),
     "inflated gzip": (

@@ -286,6 +286,11 @@ def test_a_reader_with_memory_reads_as_one_without(heads, entries):
         patch.setattr("gateway.lane.head.LINES", entries)
         remembers = HeadReader(Limits())
         for lines in heads * 3:
-            for line in ("GET /x HTTP/1.1", "HEAD /x?y HTTP/1.0", "GET http://h/ HTTP/1.1"):
+            for line in (
+                "GET /x HTTP/1.1",
+                "GET /x HTTP/1.0",
+                "HEAD /x?y HTTP/1.0",
+                "GET http://h/ HTTP/1.1",
+            ):
                 raw = "\r\n".join([line, *lines, "", ""]).encode()
                 assert said(remembers, raw) == said(HeadReader(Limits()), raw)
