@@ -45,8 +45,8 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Counts are of requests that came after the warm-up. `latency_p50`, `latency_p99`: seconds, of what was in time.
-    `efficiency`: mean throughput while busy over that of b*."""
+    """Counts are of requests that came after the warm-up. `latency_p50`, `latency_p99`: seconds, of
+    what was in time. `efficiency`: mean throughput while busy over that of b*."""
 
     offered: int
     in_time: int

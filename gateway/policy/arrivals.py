@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import exp, sqrt
 
 _QUANTA = 16  # folds per fast span: coarse enough to be cheap, fine against the span
-_CHANCE = 2.0  # standard deviations; tuned in bench/sim on Poisson and on bursty arrivals
+_CHANCE = 2.5  # standard deviations; tuned in bench/sim on Poisson and on bursty arrivals
 
 
 class ArrivalRate:

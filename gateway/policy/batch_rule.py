@@ -6,7 +6,7 @@ knows no queue of its own and no clock. Two rules, both tested against oracles i
 * *surplus*: of the batches that end in time, run the one with the largest b - g·ℓ(b), where g is
   the rate that a slot can sustain at this load. Heads that this makes late are given up.
 * *square-root holding*, for N > 1: below the smallest batch whose repetition keeps up with the load
-  and its fluctuation, N·b >= λℓ(b)/0.87 + √(λℓ(b)), it pays to wait for more. It keeps slots
+  and its fluctuation, N·b >= λℓ(b)/0.93 + 1.5·√(λℓ(b)), it pays to wait for more. It keeps slots
   staggered: a slot that takes a small batch is missed when the next, larger one comes.
 """
 
@@ -21,12 +21,12 @@ from gateway.policy.batch_lane import Lane
 from gateway.policy.service import ServiceCurve
 
 _GRID = 128  # points at which the curve is read; below this limit, every size
-_UTILISATION = 0.87  # of the slots, that holding aims at
+_UTILISATION = 0.93  # of the slots, that holding aims at
 # Standard deviations of a batch's time by which it is taken for longer. Several slots that hold run
 # all batches close to their deadlines, a single one only some.
 _SAFETY, _SAFETY_ONE = 1.0, 0.5
 _WEIGHED = 32  # ways of giving up first items that are compared
-_FLUCTUATION = 1.0  # standard deviations of the arrivals during one batch
+_FLUCTUATION = 1.5  # standard deviations of the arrivals during one batch
 
 
 class Targets:

@@ -15,6 +15,7 @@ from math import sqrt
 from operator import mul
 
 _MEMORY = 32  # observations of a size that its mean stands on
+_UPPER = 1.645  # standard deviations: the 95th percentile
 _NOISE_MEMORY = 128  # observations that the noise stands on
 _RECENT = 5  # last observations of a size; their lower median tells a stall from a change
 _STALE = 512.0  # observations elsewhere after which a size's own weigh half
@@ -23,9 +24,7 @@ _STAIRS = 0.2  # share of flat steps from which the curve is taken for a stairca
 _REACH = 0.25  # of the largest size seen: how far beyond it is within a try
 _LEAN_MOST = 8.0  # observations that the line through all sizes may count as
 _FIXED = 16.0  # rows that take as long as the launch of a batch, until observations say better
-_LEAN = (
-    0.02  # how much that counts: a spread of sizes by about a seventh of their mean outweighs it
-)
+_LEAN = 0.02  # what that counts: sizes that differ by a seventh of their mean outweigh it
 _SPACING = 64  # observations between two rebuilds of a settled curve
 _DRIFT = 0.25  # relative surprise that makes a rebuild due at once
 _TABLE = 1024  # sizes up to here are looked up in a list
@@ -34,19 +33,14 @@ _TABLE = 1024  # sizes up to here are looked up in a list
 class ServiceCurve:
     """Seconds by size. Before the first observation both curves are 0 everywhere.
 
-    `quantile` is what `upper` estimates. `changes` counts the rebuilds: what was derived from the
-    curve holds while it stays the same.
+    `changes` counts the rebuilds: what was derived from the curve holds while it stays the same.
     """
 
-    def __init__(self, quantile: float = 0.95) -> None:
-        if not 0.5 <= quantile < 1:
-            raise ValueError("quantile must lie in [0.5, 1)")
-        self.quantile = quantile
+    def __init__(self) -> None:
         self.changes = 0
         self._knots: dict[int, _Knot] = {}
         self._count = 0
         self._rebuild_at = 0
-        self._spread = 1.0  # the quantile of observed / mean
         self._steps = 0.5  # how often a new size took no longer than the next smaller one
         self._corners: list[tuple[float, float]] = []  # (size, seconds), as observed
         self._noise = 0.0  # relative variance of the observations of one size
@@ -68,8 +62,8 @@ class ServiceCurve:
         return self._table[size] if size < len(self._table) else self._interpolate(size)
 
     def upper(self, size: int) -> float:
-        """Seconds that a batch of `size` exceeds in a share 1 - quantile of the cases."""
-        return self.mean(size) * self._spread
+        """Seconds that one batch of `size` in twenty exceeds."""
+        return self.mean(size) * (1.0 + _UPPER * sqrt(self._noise))
 
     def means(self, step: int, count: int) -> list[float]:
         """`mean` at 0, step, 2 step, … count step."""
@@ -89,8 +83,6 @@ class ServiceCurve:
             surprise = min(abs(seconds / knot.mean - 1.0), 0.5)  # a stall is no noise
             self._noise += (surprise * surprise - self._noise) / min(self._count, _NOISE_MEMORY)
         knot.observe(size, seconds, self._count)
-        if expected > 0.0:
-            self._learn_spread(seconds / expected)
         if self._count >= self._rebuild_at or abs(knot.mean - expected) > _DRIFT * expected:
             self._rebuild()
 
@@ -102,12 +94,6 @@ class ServiceCurve:
             between = low + (high - low) * (size - below) / (above - below)
             flat = abs(seconds - low) < abs(seconds - between)
             self._steps += (flat - self._steps) / 8.0
-
-    def _learn_spread(self, ratio: float) -> None:
-        """Robbins-Monro: it rests where a share `quantile` of the ratios lies below."""
-        step = 0.01 if self._count > 100 else 0.04
-        rise = self.quantile if ratio > self._spread else self.quantile - 1.0
-        self._spread = min(max(self._spread + step * rise, 1.0), 4.0)
 
     def _rebuild(self) -> None:
         self.changes += 1
