@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("list", help="the scenarios, the simulations and the rivals")
     _run(verbs.add_parser("run", help="run one scenario"))
+    _load(verbs.add_parser("load", help="put load on any HTTP server"))
     _rivals(verbs.add_parser("rivals", help="install the servers that we are measured beside"))
     sim = verbs.add_parser("sim", help="run the production policies in simulated time")
     sim.add_argument("subject", choices=sorted(SIMULATIONS))
@@ -54,6 +55,40 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rivals", metavar="A,B", help='only these; "" for none (default: all that are there)'
     )
+
+
+def _load(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "example: python -m bench load --url http://127.0.0.1:8080 --preset digits --rate 2000"
+    )
+    parser.add_argument("--url", required=True, help="http://… or https://…")
+    parser.add_argument("--preset", choices=("mlp", "digits", "image"), help="a model's request")
+    parser.add_argument("--body", type=Path, metavar="FILE", help="what to post; - reads it here")
+    parser.add_argument("--method", help="left out: POST with a body, else GET")
+    parser.add_argument(
+        "-H", "--header", action="append", default=[], metavar="'NAME: VALUE'", help="repeatable"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="open loop: so many a second, whatever the answers take; left out, a closed loop: "
+        "each connection sends when it was answered",
+    )
+    parser.add_argument(
+        "--arrivals", choices=("poisson", "constant"), default="poisson", help="of an open loop"
+    )
+    parser.add_argument("--connections", type=int, default=64, metavar="N", help="(default 64)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="(default 10)")
+    parser.add_argument(
+        "--warmup", type=float, default=0.0, metavar="S", help="before that, not counted"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="of a request (default 30)"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="(default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of arrivals and presets (default 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
 
 
 def _rivals(parser: argparse.ArgumentParser) -> None:

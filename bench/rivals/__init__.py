@@ -107,5 +107,17 @@ _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Compiled packages of ours are for one minor version of Python.
 _VERSION = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])!r})"
 
+
+def _distribution_python() -> str:
+    return "/usr/bin/python{}.{}".format(*sys.version_info)
+
+
 # In the order of the reports.
-RIVALS = {rival.name: rival for rival in (Rival("mosec", "mosec", launch.mosec),)}
+RIVALS = {
+    rival.name: rival
+    for rival in (
+        Rival("mosec", "mosec", launch.mosec),
+        # Triton's Python backend is linked with a distribution's shared libpython.
+        Rival("triton", "nvidia-pytriton", launch.triton, (_distribution_python(),)),
+    )
+}

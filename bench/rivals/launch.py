@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 from bench.contenders import Contender
-from bench.serving import Server, free_port
+from bench.serving import ROOT, Server, free_port
 
 HERE = Path(__file__).parent
 
@@ -30,3 +32,38 @@ def mosec(folder: Path, python: Path) -> Contender:
         return base
 
     return Contender("mosec", server, ready, path="/inference")
+
+
+def triton(folder: Path, python: Path) -> Contender:
+    """Its folders are laid out as Triton wants them: a backend, a repository with one version."""
+    lib = python.parent.parent / "lib"
+    (packages,) = lib.glob("python*/site-packages")
+    home, version = packages / "pytriton" / "tritonserver", packages.parent.name
+    backend, model = folder / "backends" / "python", folder / "repository" / "mlp"
+    shutil.copytree(home / "backends" / "python", backend)
+    stub = "triton_python_backend_stub"
+    shutil.copy(home / "python_backend_stubs" / version.removeprefix("python") / stub, backend)
+    shutil.copytree(HERE / "triton", model)
+    (model / "1").mkdir()
+    (model / "model.py").rename(model / "1" / "model.py")
+    ports = {name: free_port() for name in ("http", "metrics")}
+    command: list[str | Path] = [
+        home / "bin" / "tritonserver",
+        f"--model-repository={folder / 'repository'}",
+    ]
+    command += [f"--backend-directory={folder / 'backends'}", "--allow-grpc=false"]
+    command += [f"--{name}-port={port}" for name, port in ports.items()]
+    command += ["--http-address=127.0.0.1", "--metrics-address=127.0.0.1", "--log-info=false"]
+    paths = [str(ROOT), str(packages), (packages / "penstock-packages.pth").read_text().strip()]
+    env = {
+        "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
+        "TRITON_PYTHON_PACKAGES": os.pathsep.join(paths),
+    }
+    base = f"http://127.0.0.1:{ports['http']}"
+    server = Server("triton", command, log=folder / "triton.log", env=env)
+
+    def ready(server: Server) -> str:
+        server.wait_ready(f"{base}/v2/health/ready")
+        return base
+
+    return Contender("triton", server, ready)

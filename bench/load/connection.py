@@ -1,0 +1,108 @@
+"""One keep-alive HTTP/1.1 connection of the generator: one request at a time, its answer timed.
+
+Owns the socket and the parser. Knows nothing of loops or rates: whoever has it says when to send
+and is told how that ended. Invariant: each `send` ends in exactly one `answered` or `broken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from bench.load.spec import LoadSpec
+
+
+class Owner(Protocol):
+    def answered(self, connection: Connection, status: int) -> None: ...
+    def broken(self, connection: Connection, why: str) -> None:
+        """The request failed without an answer; the connection is gone."""
+
+    def gone(self, connection: Connection) -> None:
+        """Closed by the server between requests."""
+
+
+class Connection(asyncio.Protocol):
+    """`since` is what latency counts from, `sent` when the bytes went out; `counted` is the
+    owner's note whether the request is in the report."""
+
+    __slots__ = (
+        "_open", "_owner", "_parser", "_transport", "busy", "counted", "received", "sent", "since",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._parser = httptools.HttpResponseParser(self)
+        self._open = False
+        self.busy = self.counted = False
+        self.since = self.sent = 0.0
+        self.received = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._open = True
+
+    @property
+    def usable(self) -> bool:
+        return self._open and not self.busy
+
+    def send(self, request: bytes, since: float) -> None:
+        self.busy = True
+        self.since = since
+        self.sent = time.monotonic()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.abandon("not HTTP")
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200 or not self.busy:  # 100 Continue; an answer that nobody asked for
+            return
+        self.busy = False
+        if not self._parser.should_keep_alive():
+            self._open = False
+            self._transport.close()
+        self._owner.answered(self, status)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.busy:
+            self._end("reset" if error is not None else "closed")
+        elif self._open:
+            self._open = False
+            self._owner.gone(self)
+
+    def abandon(self, why: str) -> None:
+        """End the request that is under way, if one is, and the connection."""
+        if self._open:
+            self._transport.abort()
+        if self.busy:
+            self._end(why)
+        self._open = False
+
+    def _end(self, why: str) -> None:
+        self.busy = self._open = False
+        self._owner.broken(self, why)
+
+
+def render(spec: LoadSpec) -> bytes:
+    """The request's bytes. Raises ValueError for a header that cannot be sent."""
+    parts = urlsplit(spec.url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"host": parts.netloc.rpartition("@")[2], "accept": "*/*"}
+    headers |= {name.lower(): value for name, value in spec.headers.items()}
+    if spec.body or spec.method not in ("GET", "DELETE", "OPTIONS"):
+        headers["content-length"] = str(len(spec.body))
+    head = f"{spec.method} {target} HTTP/1.1\r\n"
+    for name, value in headers.items():
+        if any(mark in name + value for mark in "\r\n\0"):
+            raise ValueError(f"header {name!r} holds a line break")
+        head += f"{name}: {value}\r\n"
+    return head.encode("latin-1") + b"\r\n" + spec.body

@@ -1,0 +1,269 @@
+"""The loops of a load: closed (send when answered) and open (send at intended times).
+
+Owns the connections, the accounting and the clock of one generator process. In an open loop the
+latency counts from the intended time, also while a request waits for a free connection or for the
+generator itself: nothing is omitted because the server was slow (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.load.connection import Connection, render
+from bench.load.histogram import Histogram
+from bench.load.spec import LoadReport, LoadSpec
+from bench.load.ticker import Ticker
+
+RECONNECT_S = 0.05
+SWEEP_S = 0.1
+# Requests that start together at most, when the generator is behind.
+TURN = 64
+# Connections that are opened together: more could overflow a server's accept queue.
+OPENING = 128
+
+
+class CannotConnect(Exception):
+    """A connection could not be opened at the start."""
+
+
+class Drive:
+    """One load. `run` once. `progress` gets what happened since its last call, ten times a second
+    at most."""
+
+    def __init__(
+        self, spec: LoadSpec, progress: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self._spec, self._progress = spec, progress
+        self._request = render(spec)
+        self._report = LoadReport()
+        self._recent = Histogram()
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._waiting: deque[tuple[float, bool]] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._random = random.Random(spec.seed)
+        self._ticker = Ticker(self._loop, self._arrive)
+        self._over = False
+        self._idle_now = asyncio.Event()
+        self._next = self._from = self._until = 0.0
+        self._failed_told = 0
+
+    async def run(self) -> LoadReport:
+        """Raises CannotConnect, ValueError."""
+        spec, report = self._spec, self._report
+        await self._open_all()
+        start = time.monotonic()
+        self._from = start + spec.warmup_s
+        self._until = self._from + spec.seconds
+        metered: tuple[float, float] | None = None
+        if spec.rate is None:
+            for connection in list(self._idle):
+                self._idle.remove(connection)
+                self._send(connection, time.monotonic())
+        else:
+            self._next = start + self._gap()
+            self._ticker.at(self._next)
+        while (now := time.monotonic()) < self._until:
+            if metered is None and now >= self._from:
+                metered = now, time.process_time()
+            await asyncio.sleep(min(SWEEP_S, self._until - now))
+            self._sweep()
+        if metered is not None:
+            wall = time.monotonic() - metered[0]
+            report.cpu_share = (time.process_time() - metered[1]) / wall
+        report.seconds = spec.seconds
+        await self._finish()
+        return report
+
+    # --------------------------------------------------------------------------- the two loops
+
+    def _send(self, connection: Connection, since: float, counted: bool | None = None) -> None:
+        connection.counted = since >= self._from if counted is None else counted
+        if connection.counted:
+            self._report.sent += 1
+        connection.send(self._request, since)
+
+    def _gap(self) -> float:
+        assert self._spec.rate is not None
+        if self._spec.arrivals == "poisson":
+            return self._random.expovariate(self._spec.rate)
+        return 1 / self._spec.rate
+
+    def _arrive(self) -> None:
+        """What is due, but not all of it at once: answers have to be read meanwhile."""
+        now = time.monotonic()
+        for _ in range(TURN):
+            since = self._next
+            if since > now or since >= self._until:
+                break
+            counted = since >= self._from
+            if counted:
+                self._report.late.record(int((now - since) * 1e9))
+            if self._idle:
+                self._send(self._idle.popleft(), since, counted)
+            else:
+                self._waiting.append((since, counted))
+                self._report.backlog = max(self._report.backlog, len(self._waiting))
+            self._next += self._gap()
+        if self._next < self._until:
+            self._ticker.at(self._next)
+
+    def _free(self, connection: Connection) -> None:
+        """It can take a request: the next one of its loop, if there is one."""
+        if self._spec.rate is None:
+            if not self._over:
+                self._send(connection, time.monotonic())
+                return
+        elif self._waiting:
+            since, counted = self._waiting.popleft()
+            self._send(connection, since, counted)
+            return
+        self._idle.append(connection)
+        if self._over:
+            self._idle_now.set()
+
+    # ---------------------------------------------------------------- what connections tell us
+
+    def answered(self, connection: Connection, status: int) -> None:
+        if connection.counted:
+            self._count(connection, status)
+        if connection.usable:
+            self._free(connection)
+        else:
+            self._replace(connection)
+
+    def _count(self, connection: Connection, status: int) -> None:
+        report = self._report
+        now = time.monotonic()
+        if self._spec.rate is None and now > self._until:
+            # A closed loop counts what ended in its time, and no request that did not.
+            report.sent -= 1
+            return
+        key = str(status)
+        report.statuses[key] = report.statuses.get(key, 0) + 1
+        if 200 <= status < 300:
+            report.ok += 1
+            nanoseconds = int((now - connection.since) * 1e9)
+            report.latency.record(nanoseconds)
+            if self._progress is not None:
+                self._recent.record(nanoseconds)
+
+    def broken(self, connection: Connection, why: str) -> None:
+        if connection.counted:
+            self._failed(why, connection.since)
+        self._replace(connection)
+
+    def gone(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._replace(connection)
+
+    def _failed(self, why: str, since: float) -> None:
+        """Unanswered: it took at least so long, which is what the percentiles get."""
+        self._report.errors[why] = self._report.errors.get(why, 0) + 1
+        self._report.latency.record(int((time.monotonic() - since) * 1e9))
+
+    # ------------------------------------------------------------------------------ connections
+
+    async def _open_all(self) -> None:
+        left = self._spec.connections
+        while left:
+            opening = [self._connect() for _ in range(min(left, OPENING))]
+            left -= len(opening)
+            found = await asyncio.gather(*opening, return_exceptions=True)
+            failures = [error for error in found if isinstance(error, BaseException)]
+            if failures:
+                raise CannotConnect(f"cannot connect to {self._spec.url}: {failures[0]}")
+
+    async def _connect(self) -> None:
+        parts = urlsplit(self._spec.url)
+        secure = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (443 if secure else 80)
+        _, connection = await self._loop.create_connection(
+            lambda: Connection(self), parts.hostname or "", port, ssl=secure
+        )
+        self._connections.add(connection)
+        self._idle.append(connection)
+
+    def _replace(self, connection: Connection) -> None:
+        self._forget(connection)
+        if self._over and not self._waiting:
+            self._idle_now.set()
+            return
+        self._report.reconnects += 1
+        task = self._loop.create_task(self._reconnect())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _reconnect(self) -> None:
+        while True:
+            try:
+                await self._connect()
+            except OSError:
+                self._report.refused += 1
+                await asyncio.sleep(RECONNECT_S)
+            else:
+                self._free(self._idle.pop())
+                return
+
+    def _forget(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._report.received += connection.received
+
+    def _sweep(self) -> None:
+        """Requests past their time are given up; who watches is told how it goes."""
+        limit = time.monotonic() - self._spec.timeout_s
+        for connection in [c for c in self._connections if c.busy and c.sent < limit]:
+            connection.abandon("timeout")
+        if self._progress is not None:
+            failed = self._report.failed
+            self._progress(
+                {
+                    "ok": self._recent.count,
+                    "failed": failed - self._failed_told,
+                    "p50": self._recent.percentile(50),
+                    "p99": self._recent.percentile(99),
+                    "waiting": len(self._waiting),
+                }
+            )
+            self._recent, self._failed_told = Histogram(), failed
+
+    async def _finish(self) -> None:
+        """An open loop's last requests get their time; then everything is closed."""
+        self._over = True
+        end = time.monotonic() + self._spec.timeout_s
+        while self._unanswered() and time.monotonic() < end:
+            self._idle_now.clear()
+            left = min(SWEEP_S, max(0.0, end - time.monotonic()))
+            try:
+                await asyncio.wait_for(self._idle_now.wait(), left)
+            except TimeoutError:
+                self._sweep()
+        for task in self._opening:
+            task.cancel()
+        for since, counted in self._waiting:
+            if counted:
+                self._report.sent += 1
+                self._failed("never sent", since)
+        self._waiting.clear()
+        for connection in list(self._connections):
+            if connection.busy and self._spec.rate is None:
+                self._report.sent -= int(connection.counted)
+                connection.counted = False
+            connection.abandon("timeout")
+            self._forget(connection)
+        self._ticker.close()
+
+    def _unanswered(self) -> bool:
+        if self._spec.rate is None:
+            return False  # what is under way is not counted
+        return bool(self._waiting) or any(c.busy for c in self._connections)

@@ -1,0 +1,72 @@
+"""Requests for `bench load --preset`, to the models that the examples and the scenarios serve."""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from bench.load.spec import LoadSpec
+
+JSON = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """`path` is used where the URL has none."""
+
+    summary: str
+    path: str
+    make: Callable[[random.Random], tuple[bytes, Mapping[str, str]]]
+
+
+def _json(name: str, values: list[float]) -> tuple[bytes, Mapping[str, str]]:
+    tensor = {"name": name, "shape": [1, len(values)], "datatype": "FP32", "data": values}
+    return json.dumps({"inputs": [tensor]}).encode(), JSON
+
+
+def binary(name: str, shape: list[int], values: bytes) -> tuple[bytes, Mapping[str, str]]:
+    """A request with one FP32 tensor behind the JSON, and its answer's tensors likewise."""
+    tensor = {
+        "name": name,
+        "shape": shape,
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(values)},
+    }
+    asked = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    head = json.dumps(asked).encode()
+    headers = {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
+    return head + values, headers
+
+
+def _mlp(rng: random.Random) -> tuple[bytes, Mapping[str, str]]:
+    return _json("x", [round(rng.gauss(0, 1), 6) for _ in range(10)])
+
+
+def _digits(rng: random.Random) -> tuple[bytes, Mapping[str, str]]:
+    return _json("image", [float(rng.randrange(17)) for _ in range(64)])
+
+
+def _image(rng: random.Random) -> tuple[bytes, Mapping[str, str]]:
+    values = array("f", [rng.random()]) * (3 * 224 * 224)
+    return binary("image", [1, 3, 224, 224], values.tobytes())
+
+
+PRESETS = {
+    "mlp": Preset("10 numbers as JSON", "/v2/models/mlp/infer", _mlp),
+    "digits": Preset("the demo's 8×8 image as JSON", "/v2/models/digits/infer", _digits),
+    "image": Preset("224×224 pixels, 600 KB binary", "/v2/models/image/infer", _image),
+}
+
+
+def with_preset(spec: LoadSpec, preset: Preset) -> LoadSpec:
+    body, headers = preset.make(random.Random(spec.seed))
+    bare = urlsplit(spec.url).path in ("", "/")
+    url = spec.url.rstrip("/") + preset.path if bare else spec.url
+    return replace(spec, url=url, method="POST", body=body, headers={**headers, **spec.headers})

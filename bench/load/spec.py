@@ -1,0 +1,128 @@
+"""What a load is and what it found, as they travel to and from the generator's process.
+
+Owns both forms. `rate` None is a closed loop: every connection sends when it was answered. With a
+rate it is an open loop: requests have intended times, whatever the answers take.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.load.histogram import Histogram
+
+# A generator that uses this much of a core, or sends this late, measures itself.
+BUSY, LATE_S = 0.9, 0.001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSpec:
+    """Seconds throughout. Requests in the first `warmup_s` are sent and not counted. `arrivals`:
+    "poisson" or "constant", for a rate."""
+
+    url: str
+    method: str = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+    connections: int = 64
+    rate: float | None = None
+    arrivals: str = "poisson"
+    seconds: float = 10.0
+    warmup_s: float = 0.0
+    timeout_s: float = 30.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f'expected a URL such as "http://127.0.0.1:8080/", got {self.url!r}')
+        if self.method == "HEAD":
+            raise ValueError("HEAD is not supported: its answers have lengths without bodies")
+        if self.rate is not None and not self.rate > 0:
+            raise ValueError(f"the rate must be above 0, got {self.rate:g}")
+        if self.connections < 1:
+            raise ValueError(f"at least 1 connection is needed, got {self.connections}")
+
+    def share(self, index: int, count: int) -> LoadSpec:
+        """The part of one of `count` processes: of the rate and of the connections."""
+        extra = 1 if index < self.connections % count else 0
+        return replace(
+            self,
+            connections=self.connections // count + extra,
+            rate=None if self.rate is None else self.rate / count,
+            seed=self.seed + index * 7919,  # other arrivals in each
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**found, "body": base64.b64encode(self.body).decode()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> LoadSpec:
+        return cls(**{**found, "body": base64.b64decode(found["body"])})
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """Invariant once a load ended: sent = ok + other statuses + errors. `latency` holds requests
+    answered with 2xx and, at the time that was given up, those never answered; from the intended
+    time in an open loop. `refused`: attempts to open a connection
+    anew that failed. `late`: how long after its intended time the generator got to a request,
+    which is its own fault. `backlog`: the most requests that waited for a free connection."""
+
+    seconds: float = 0.0
+    sent: int = 0
+    ok: int = 0
+    received: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    reconnects: int = 0
+    refused: int = 0
+    backlog: int = 0
+    cpu_share: float = 0.0
+    latency: Histogram = field(default_factory=Histogram)
+    late: Histogram = field(default_factory=Histogram)
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return self.ok / self.seconds if self.seconds else 0.0
+
+    @property
+    def failed(self) -> int:
+        bad = sum(count for status, count in self.statuses.items() if status[0] != "2")
+        return bad + sum(self.errors.values())
+
+    @property
+    def limit(self) -> str | None:
+        """How the generator itself was the limit, or None."""
+        if self.cpu_share > BUSY:
+            return f"the generator used {self.cpu_share:.0%} of a core"
+        late = self.late.percentile(99)
+        if late > LATE_S:
+            return f"the generator sent 1 % of its requests more than {late * 1e3:.1f} ms late"
+        return None
+
+    def add(self, other: LoadReport) -> None:
+        """Another process's part of the same load."""
+        self.seconds = max(self.seconds, other.seconds)
+        for name in ("sent", "ok", "received", "reconnects", "refused", "backlog"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, its in ((self.statuses, other.statuses), (self.errors, other.errors)):
+            for key, count in its.items():
+                mine[key] = mine.get(key, 0) + count
+        self.cpu_share = max(self.cpu_share, other.cpu_share)
+        self.latency.add(other.latency)
+        self.late.add(other.late)
+
+    def to_json(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**found, "latency": self.latency.to_json(), "late": self.late.to_json()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> LoadReport:
+        histograms = {name: Histogram.from_json(found[name]) for name in ("latency", "late")}
+        return cls(**{**found, **histograms})
