@@ -17,8 +17,9 @@ CLOSING = request("GET", "/x", None, "connection: close")
     "body", [b"", b"abc", bytearray(b"abc"), memoryview(b"abc"), [b"a", memoryview(b"bc")], [], ()]
 )
 @pytest.mark.parametrize("raw", [request(), OLD, OLD_KEPT, CLOSING, request() * 2])
-async def test_an_answer_of_any_kind_of_body(raw, body):
-    wire, exchange = asked(raw)
+@pytest.mark.parametrize("warm", [False, True])
+async def test_an_answer_of_any_kind_of_body(raw, body, warm):
+    wire, exchange = asked(raw, warm=warm)
     exchange.respond(201, body, b"text/x", field(b"x-a", "b"))
     answer = wire.answers()[0]
     content = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else b"".join(body)

@@ -85,10 +85,10 @@ class Watched:
 
 
 @settings(max_examples=200)
-@given(st.lists(EVENTS, max_size=30))
-async def test_any_course_of_events(events):
+@given(st.lists(EVENTS, max_size=30), st.booleans())
+async def test_any_course_of_events(events, warm):
     gathers, streams, clock = Watched(streams=False), Watched(streams=True), Clock()
-    lane = make_lane(gathers, LIMITS, clock=clock, s=streams)
+    lane = make_lane(gathers, LIMITS, clock=clock, warm=warm, s=streams)
     wire = Wire(lane)
     transport = wire.transport
     for what, first, second in events:
