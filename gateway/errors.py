@@ -110,6 +110,12 @@ class ReplicaNonsense(GatewayError):
     status, code, retryable = 502, "bad_replica", True
 
 
+class ReplicaSilent(GatewayError):
+    """The replica took the request, or began its answer, and then said nothing for too long."""
+
+    status, code, retryable = 504, "replica_timeout", True
+
+
 class NoReplica(GatewayError):
     status, code, retryable = 503, "no_healthy_replica", True
 

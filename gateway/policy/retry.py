@@ -111,9 +111,12 @@ class Attempts:
         self.tried: list[str] = []
         budget.request(now)
 
-    def failed(self, replica: str, why: Failure, now: float, others: int) -> float | None:
+    def failed(
+        self, replica: str, why: Failure, now: float, others: int, *, dead: bool = False
+    ) -> float | None:
         """Seconds until the next attempt may begin, or None: give up. `others`: replicas in use
-        that have not been tried. Spends from the budget when it says yes."""
+        that have not been tried. Spends from the budget when it says yes, but not where the replica
+        is `dead`: what it had works no more, so placing it elsewhere adds no load to the pool."""
         policy = self._policy
         self.tried.append(replica)
         if why is Failure.FINAL or (why is Failure.TIMEOUT and not policy.after_timeout):
@@ -123,7 +126,7 @@ class Attempts:
         wait = 0.0 if others else self._backoff()
         if now + wait > self._started + policy.elapsed_share * (self._deadline - self._started):
             return None
-        return wait if self._budget.take(now) else None
+        return wait if dead or self._budget.take(now) else None
 
     def among(self, candidates: Sequence[N]) -> Sequence[N]:
         """The candidates that have not failed it; if all have, those that did not do so last."""
