@@ -22,12 +22,13 @@ from aiohttp import web
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
 from gateway.fleet import Fleet
-from gateway.lane import Lane, Limits
+from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
 from gateway.replica import NativeReplica
 from gateway.web import make_app
 from gateway.whole import WholeGateway
+from gateway.ws import SocketLimits, WebSocketSurface
 
 
 # A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
@@ -42,12 +43,14 @@ class Serving:
     whole: WholeGateway
     fleet: Fleet
     lane: Lane
+    sockets: WebSocketSurface
     pages: web.AppRunner
     server: asyncio.Server | None = None  # until it accepts
 
     async def close(self) -> None:
         if self.server is not None:
             self.server.close()
+        self.sockets.close()
         await self.whole.close()
         await self.pages.cleanup()
         await self.fleet.close()
@@ -112,8 +115,13 @@ class Worker:
         await pages.setup()
         assert pages.server is not None
         surface = OipSurface(fleet, gather=whole.statistics)
-        lane = Lane(surface.resolve, pages.server, _limits(config))
-        self._serving = Serving(whole, fleet, lane, pages)
+        sockets = WebSocketSurface(fleet, SocketLimits(max_message=config.server.max_body))
+
+        def resolve(method: str, path: str) -> Handler | None:
+            return surface.resolve(method, path) or sockets.resolve(method, path)
+
+        lane = Lane(resolve, pages.server, _limits(config))
+        self._serving = Serving(whole, fleet, lane, sockets, pages)
         return {"pid": os.getpid()}
 
     async def _accept(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +144,8 @@ class Worker:
 
     async def _metrics(self, arguments: dict[str, Any]) -> dict[str, Any]:
         serving = self._now()
-        return {"families": [*serving.fleet.families(), *lane_families(serving.lane.stats)]}
+        lane, sockets = lane_families(serving.lane.stats), serving.sockets.stats.families()
+        return {"families": [*serving.fleet.families(), *lane, *sockets]}
 
     async def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self._replica(arguments).drain(asyncio.get_running_loop().time())
@@ -166,7 +175,10 @@ class Worker:
     async def _stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Take no more, let what is there end within the grace, then go."""
         if self._serving is not None:
-            drained = asyncio.ensure_future(self._serving.lane.drain(arguments["grace_s"]))
+            grace_s = arguments["grace_s"]
+            drained = asyncio.gather(
+                self._serving.lane.drain(grace_s), self._serving.sockets.drain(grace_s)
+            )
             if self._serving.server is not None:
                 # Clients that the kernel has let in already are answered, and told to close.
                 await asyncio.sleep(LAST_CALL_S)
