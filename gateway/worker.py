@@ -30,7 +30,6 @@ from gateway.web import make_app
 from gateway.whole import WholeGateway
 from gateway.ws import SocketLimits, WebSocketSurface
 
-
 # A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
 MEET_S = 0.5
 LAST_CALL_S = 0.05
