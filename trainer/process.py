@@ -78,7 +78,7 @@ def _train(session: Session, world: World, stop: Stop) -> int:
     except RuntimeError as error:
         if "deterministic implementation" not in str(error):
             raise
-        wrong = f"{str(error).split('.')[0]}; set it to false to do without exact repetition"
+        wrong = f"{str(error).split(', but')[0]}; set it to false to do without exact repetition"
         raise session.loaded.error("deterministic", wrong) from error
     finally:
         reporter.close()

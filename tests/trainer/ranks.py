@@ -61,9 +61,14 @@ class Ranks:
 
     def wait(self) -> list[int]:
         """Exit statuses; a rank that a signal ended has minus its number."""
+        until = time.monotonic() + BOUND_S
         for process in self.processes:
-            process.join(BOUND_S)
-            assert process.exitcode is not None, f"a rank never ended:\n{self.log()}"
+            process.join(max(0.0, until - time.monotonic()))
+        hang = [process for process in self.processes if process.exitcode is None]
+        for process in hang:
+            process.kill()
+            process.join()
+        assert not hang, f"{len(hang)} ranks never ended:\n{self.log()}"
         return [process.exitcode for process in self.processes]
 
     def signal(self, number: int, *ranks: int) -> None:
