@@ -117,6 +117,7 @@ def test_an_operation_that_cannot_repeat_is_named(train_here):
     chance = "model.class=tests.trainer.test_pieces:Chance"
     with pytest.raises(ConfigError, match=r"deterministic: put_ .* set it to false"):
         train_here(chance, "steps=2")
+    torch.set_deterministic_debug_mode("default")  # as in the process of the next start
     assert train_here(chance, "steps=2", "deterministic=false") == 0
 
 
