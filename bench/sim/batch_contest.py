@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import inf
+from math import inf, sqrt
 
 from bench.sim.batch_oracles import clairvoyant, foresightless
 from bench.sim.batch_rivals import Bento, Clipper, Early, Mosec, Nexus, Triton, Window
@@ -162,6 +162,6 @@ def half_width(values: Sequence[float]) -> float:
     if count < 2:
         return inf
     middle = mean(values)
-    deviation = (sum((value - middle) ** 2 for value in values) / (count - 1)) ** 0.5
+    deviation = sqrt(sum((value - middle) ** 2 for value in values) / (count - 1))
     quantiles = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-    return quantiles[min(count - 2, len(quantiles) - 1)] * deviation / count**0.5
+    return quantiles[min(count - 2, len(quantiles) - 1)] * deviation / sqrt(count)

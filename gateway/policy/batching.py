@@ -65,7 +65,7 @@ class Batcher(Generic[T]):
         self._drain = 0.0  # the most that the slots can do, per second; 0 while unknown
 
     def __len__(self) -> int:
-        return self._count
+        return self._count + len(self._displaced)
 
     @property
     def rows(self) -> int:
@@ -81,7 +81,7 @@ class Batcher(Generic[T]):
         self.arrivals.observe(now, size)
         if rows > knobs.max_batch_size or size > self._limit:
             return Refusal(None, "too_large")
-        if item.deadline <= now or (len(self._ranks) > 1 and self._outranked(item, size, now)):
+        if item.deadline <= now or self._outranked(item, size, now):
             return Refusal(self.drained_in(now), "too_late")
         if self._rows + rows > knobs.max_queue and not self._displace(item):
             return Refusal(self.drained_in(now), "queue_full")
@@ -95,14 +95,11 @@ class Batcher(Generic[T]):
 
     def discard(self, item: T) -> bool:
         """Take out an item that nobody wants any more. False when it was not waiting."""
-        lane = self._lanes.find(item.key, item.priority, item.deadline == inf)
-        if lane is None:
-            return False
-        before = lane.size
-        if not lane.remove(item, self._due(item)):
-            return False
-        self._left(lane, [item], before - lane.size)
-        return True
+        for i, displaced in enumerate(self._displaced):
+            if displaced is item:
+                del self._displaced[i]
+                return True
+        return self._remove(item)
 
     def requeue(self, items: Sequence[T], now: float) -> None:
         """Take back a batch whose replica died, ahead of its equals, whatever the queue's bound.
@@ -129,21 +126,23 @@ class Batcher(Generic[T]):
         so that items expire on time while every slot is busy. Call again after a batch.
         """
         dropped, self._displaced = self._displaced, []
+        while (lane := self._lanes.expiring()) is not None and lane.due <= now:
+            dropped += self._take(lane, 0, lane.before(nextafter(now, inf)))
         if not self._count:
-            return Plan([], "empty", dropped, None)
+            return Plan([], "late" if dropped else "empty", dropped, None)
         if free <= 0:
-            return self._wait("busy", now, dropped)
+            return Plan([], "busy", dropped, self._expiry())
         begin = now + ahead + self.knobs.overhead_s
         while (lane := self._lanes.lead(now, accept)) is not None:
             targets = self._targets(curve, slots, now)
             until = self._hold(lane, targets, curve, now, free, slots, ahead)
             if until > now:
-                return self._wait("hold" if ahead <= self._lead else "busy", now, dropped, until)
+                wake = min(until, self._expiry() or inf)
+                return Plan([], "hold" if ahead <= self._lead else "busy", dropped, wake)
             late, count = cut(lane, begin, targets, self._limit)
             probe = not count and self._probe(lane, targets, now)
             if probe:
-                late = lane.before(now)
-                count = fitting(lane, self._limit, late)
+                late, count = 0, fitting(lane, self._limit)
             if late and (free == 1 or not count):  # else another slot may still meet them
                 dropped += self._take(lane, 0, late)
                 late = 0
@@ -154,7 +153,7 @@ class Batcher(Generic[T]):
                 self._last_end = begin + targets.seconds(sent)
                 self.departures.observe(now, sent)
                 return Plan(batch, "probe" if probe else reason, dropped, self._expiry())
-        return self._wait("late" if dropped else "unaccepted", now, dropped)
+        return Plan([], "unaccepted" if self._count else "late", dropped, self._expiry())
 
     def drained_in(self, now: float) -> float | None:
         """Seconds until what waits now has been sent, at the present pace."""
@@ -251,7 +250,7 @@ class Batcher(Generic[T]):
         """Whether to run what the curve says is hopeless. When even a fresh item could not be met,
         the curve may be wrong, and nothing but a batch can tell."""
         freshest = lane.last
-        if freshest.deadline <= now or freshest.deadline - freshest.arrived >= targets.seconds(1):
+        if freshest.deadline - freshest.arrived >= targets.seconds(1):
             return False
         if now < self._last_probe + min(_RETRY * targets.seconds(1), _PROBE_S):
             return False
@@ -260,9 +259,12 @@ class Batcher(Generic[T]):
 
     def _outranked(self, item: T, size: int, now: float) -> bool:
         """Whether what has more priority keeps every slot busy until this item is late."""
+        ranks = self._ranks
+        if not ranks or (len(ranks) == 1 and item.priority in ranks):
+            return False
         if item.deadline == inf or not self._drain:
             return False
-        above = sum(waits for rank, waits in self._ranks.items() if rank > item.priority)
+        above = sum(waits for rank, waits in ranks.items() if rank > item.priority)
         return above > 0 and now + (above + size) / self._drain > item.deadline
 
     def _displace(self, item: T) -> bool:
@@ -274,19 +276,11 @@ class Batcher(Generic[T]):
                 return False
             lane = next(lane for lane in self._lanes.all() if lane.priority == lowest)
             last = lane.last
-            self.discard(last)
+            self._remove(last)
             self._displaced.append(last)
         return True
 
     # -------------------------------------------------------------------------------- bookkeeping
-
-    def _wait(self, why: str, now: float, dropped: list[T], until: float = inf) -> Plan[T]:
-        """No batch. What has expired leaves, whether or not a slot could have taken it."""
-        while (lane := self._lanes.expiring()) is not None and lane.due <= now:
-            dropped += self._take(lane, 0, lane.before(nextafter(now, inf)))
-        expiry = self._expiry()
-        wake = until if expiry is None else min(until, expiry)
-        return Plan([], why, dropped, None if wake == inf else wake)
 
     def _expiry(self) -> float | None:
         lane = self._lanes.expiring()
@@ -310,6 +304,16 @@ class Batcher(Generic[T]):
             lane = self._enter(item, item.rows, size)
             if lane.prepend(item, self._due(item), size):
                 self._lanes.moved(lane)
+
+    def _remove(self, item: T) -> bool:
+        lane = self._lanes.find(item.key, item.priority, item.deadline == inf)
+        if lane is None:
+            return False
+        before = lane.size
+        if not lane.remove(item, self._due(item)):
+            return False
+        self._left(lane, [item], before - lane.size)
+        return True
 
     def _take(self, lane: Lane[T], skip: int, count: int) -> list[T]:
         before = lane.size
