@@ -84,23 +84,23 @@ def _floor_ready(server: Server) -> str:
 
 def start_all(
     stack: ExitStack, launches: Mapping[str, Callable[[], Contender]]
-) -> tuple[dict[str, Contender], dict[str, str]]:
+) -> tuple[dict[str, Contender], dict[str, ServerFailed]]:
     """Launch all, then wait for all: those that serve, and why the others do not. `stack` stops
     them."""
     launched: dict[str, Contender] = {}
-    failures: dict[str, str] = {}
+    failures: dict[str, ServerFailed] = {}
     for name, launch in launches.items():
         try:
             launched[name] = launch()
         except ServerFailed as error:
-            failures[name] = str(error)
+            failures[name] = error
         else:
             stack.enter_context(launched[name].server)
     for name, contender in list(launched.items()):
         try:
             contender.ready()
         except ServerFailed as error:
-            failures[name] = str(error)
+            failures[name] = error
             contender.server.stop()
             del launched[name]
     return launched, failures

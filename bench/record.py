@@ -34,6 +34,24 @@ class Goal:
     found: str
     met: bool
 
+    @classmethod
+    def least(cls, what: str, found: float, wanted: float, unit: str) -> Goal:
+        return cls(
+            what=what,
+            wanted=f"≥ {wanted:g} {unit}",
+            found=f"{found:.3g} {unit}",
+            met=found >= wanted,
+        )
+
+    @classmethod
+    def most(cls, what: str, found: float, wanted: float, unit: str) -> Goal:
+        return cls(
+            what=what,
+            wanted=f"≤ {wanted:g} {unit}",
+            found=f"{found:.3g} {unit}",
+            met=found <= wanted,
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {"what": self.what, "wanted": self.wanted, "found": self.found, "met": self.met}
 

@@ -32,7 +32,12 @@ T = TypeVar("T")
 
 
 class ServerFailed(Exception):
-    """It ended, or did not become ready in time; the message has the end of its log."""
+    """It ended, or did not become ready in time. `said`: the end of its log."""
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        last = said.splitlines()[-1][:200] if said else ""
+        super().__init__(f"{reason}: {last}" if last else reason)
+        self.said = said
 
 
 class Server:
@@ -88,9 +93,9 @@ class Server:
         """The first true value of `condition`. Raises ServerFailed when the server ends before."""
         while not (found := condition()):
             if self._process.poll() is not None:
-                raise ServerFailed(f"exit status {self._process.returncode}: {self._tail()}")
+                raise ServerFailed(f"exit status {self._process.returncode}", self._tail())
             if time.monotonic() - self.started > seconds:
-                raise ServerFailed(f"no {what} within {seconds:.0f} s: {self._tail()}")
+                raise ServerFailed(f"no {what} within {seconds:.0f} s", self._tail())
             time.sleep(every)
         return found
 
@@ -134,8 +139,8 @@ class Server:
         """Still the process that was seen, not another one with its number."""
         return (pid == self.pid and self._process.poll() is None) or _has_mark(pid, self._mark)
 
-    def _tail(self, lines: int = 12) -> str:
-        return "\n".join(self.log.splitlines()[-lines:]) or "it printed nothing"
+    def _tail(self, lines: int = 30) -> str:
+        return "\n".join(self.log.splitlines()[-lines:])
 
 
 def environment() -> dict[str, str]:

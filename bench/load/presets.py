@@ -28,15 +28,17 @@ def _json(name: str, values: list[float]) -> tuple[bytes, Mapping[str, str]]:
     return json.dumps({"inputs": [tensor]}).encode(), JSON
 
 
-def binary(name: str, shape: list[int], values: bytes) -> tuple[bytes, Mapping[str, str]]:
-    """A request with one FP32 tensor behind the JSON, and its answer's tensors likewise."""
+def binary(
+    name: str, shape: list[int], values: bytes, *, binary_answer: bool = True
+) -> tuple[bytes, Mapping[str, str]]:
+    """A request with one FP32 tensor behind the JSON, and the answer's tensors likewise or not."""
     tensor = {
         "name": name,
         "shape": shape,
         "datatype": "FP32",
         "parameters": {"binary_data_size": len(values)},
     }
-    asked = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    asked = {"inputs": [tensor], "parameters": {"binary_data_output": binary_answer}}
     head = json.dumps(asked).encode()
     headers = {
         "content-type": "application/octet-stream",

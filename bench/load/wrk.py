@@ -23,20 +23,14 @@ class WrkFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Burst:
-    """What one run of a closed loop found; latencies in seconds."""
+class Found:
+    """What wrk counted; latencies in seconds."""
 
-    generator: str
     requests: int
     seconds: float
     failed: int
     p50: float
     p99: float
-    note: str = ""
-
-    @property
-    def rate(self) -> float:
-        return self.requests / self.seconds
 
 
 def available() -> bool:
@@ -45,7 +39,7 @@ def available() -> bool:
 
 def run(
     url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: int
-) -> Burst:
+) -> Found:
     """POST `body` over and over for whole seconds. Raises WrkFailed."""
     with tempfile.NamedTemporaryFile(prefix="bench-body-") as file:
         file.write(body)
@@ -63,11 +57,10 @@ def run(
         raise WrkFailed(f"wrk: {done.stderr.strip() or done.stdout.strip() or done.returncode}")
     found = json.loads(report[0].removeprefix("WRK "))
     failed = sum(found[kind] for kind in ("status", "connect", "read", "write", "timeout"))
-    return Burst(
-        "wrk",
-        found["requests"] - found["status"],
-        found["micros"] / 1e6,
-        failed,
-        found["p50"] / 1e6,
-        found["p99"] / 1e6,
+    return Found(
+        requests=found["requests"],
+        seconds=found["micros"] / 1e6,
+        failed=failed,
+        p50=found["p50"] / 1e6,
+        p99=found["p99"] / 1e6,
     )

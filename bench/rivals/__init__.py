@@ -60,7 +60,7 @@ class Rival:
         if reason := self.missing:
             raise ServerFailed(reason)
         contender = self.start(folder, self.python)
-        contender.versions = {self.name: self.version()}
+        contender.versions = {self.package: self.version()}
         return contender
 
     def version(self) -> str:

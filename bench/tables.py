@@ -1,0 +1,38 @@
+"""How figures are shown: one row a server, one column a metric, beside its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from bench.series import Series
+
+
+def figures_table(title: str, names: Sequence[str], metrics: Sequence[Series]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("server")
+    for series in metrics:
+        table.add_column(series.metric, justify="right")
+        table.add_column("spread", justify="right", style="dim")
+    for name in names:
+        cells: list[str] = []
+        for series in metrics:
+            cells += _cells(series, name)
+        table.add_row(name, *cells)
+    return table
+
+
+def _cells(series: Series, name: str) -> tuple[str, str]:
+    figure, spread = series.median(name), series.spread(name)
+    if figure is None:
+        return "unavailable", ""
+    several = spread is not None and len(series.values[name]) > 1
+    return f"{number(figure)} {series.unit}", f"{spread:.0%}" if several else ""
+
+
+def number(value: float) -> str:
+    """About three digits: 73,412 and 12.4 and 0.173."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
