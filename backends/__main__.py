@@ -38,6 +38,9 @@ END_S = 2.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Before torch is loaded: threads of a product that wait by spinning take the cores from those
+    # that serve.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         config = configuration.load(options.file, os.environ, options.set)
         return _run(config, options.listen)

@@ -209,8 +209,9 @@ class TensorReplica:
     def _boot(self) -> None:
         began = time.monotonic()
         try:
-            from backends.tensor.boot import build
+            from backends.tensor.boot import build, limit_threads
 
+            self._intake.call(lambda: limit_threads(self._config))
             parts = build(
                 self._config,
                 post=lambda answers, batch: self._post(self._deliver, answers, batch),
