@@ -63,7 +63,7 @@ class Desk:
         self, socket: Socket, name: str, message: Message, arrived: float, size: int
     ) -> None:
         document = message.document
-        asked = take_asked(document, socket.terms)
+        asked = take_asked(document, socket.asked)
         model = take_text(document, "model_name")
         if model is None:
             raise BadRequest(
@@ -108,7 +108,7 @@ class Desk:
             )
         if len(message.rest):
             raise BadRequest(f"a message of type {message.type} carries no tensors", param="type")
-        asked = take_asked(message.document, socket.terms)
+        asked = take_asked(message.document, socket.asked)
         stream = socket.live[name] = Stream(socket, name, asked, arrived, size)
         opener(message.document, stream)
 
@@ -163,4 +163,4 @@ class _InferCall:
             socket.write(error_frame(self._id, translated(raised)))
             return
         lead = self._desk.lead(outcome.replica)
-        socket.write(result_frame(lead, outcome, rendered, timing=socket.terms.timing))
+        socket.write(result_frame(lead, outcome, rendered, timing=socket.timing))

@@ -26,6 +26,7 @@ _U32 = struct.Struct("<I")
 _NOTHING = memoryview(b"")
 # The longest deadline: a day. Whoever means "none" leaves the field out.
 _MAX_DEADLINE_MS = 86_400_000.0
+_ASKED = frozenset({"deadline_ms", "priority", "session"})
 
 
 class Message(NamedTuple):
@@ -39,9 +40,18 @@ class Message(NamedTuple):
 class Asked(NamedTuple):
     """What a request asks of the gateway beside its content. `deadline_s`: after its arrival."""
 
-    session: str | None
-    deadline_s: float
-    priority: int
+    session: str | None = None
+    deadline_s: float = inf
+    priority: int = 0
+
+
+NOTHING_ASKED = Asked()
+
+
+def asked_by(terms: Terms) -> Asked:
+    """What a connection's headers ask for all of its requests."""
+    made = Asked(terms.session, terms.deadline_s, terms.priority)
+    return NOTHING_ASKED if made == NOTHING_ASKED else made
 
 
 def read_message(opcode: int, payload: Buffer) -> Message:
@@ -81,10 +91,11 @@ def refuse_tensors(message: Message) -> None:
         raise Broken(UNSUPPORTED_DATA, f"a message of type {message.type} carries no tensors")
 
 
-def take_asked(document: dict[str, Any], terms: Terms) -> Asked:
-    """Takes the fields out of the document. `terms`: what the connection's headers ask for, where
-    the message says nothing. Raises BadRequest."""
-    session, deadline_s, priority = terms.session, terms.deadline_s, terms.priority
+def take_asked(document: dict[str, Any], usual: Asked) -> Asked:
+    """Takes the fields out of the document; `usual` where it says nothing. Raises BadRequest."""
+    if _ASKED.isdisjoint(document):
+        return usual
+    session, deadline_s, priority = usual
     if "session" in document:
         session = document.pop("session")
         if type(session) is not str or not 0 < len(session) <= MAX_ID:

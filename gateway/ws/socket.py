@@ -33,7 +33,14 @@ from gateway.ws.frames import (
     frame,
     read_close,
 )
-from gateway.ws.messages import error_frame, read_id, read_message, refuse_tensors, text_frame
+from gateway.ws.messages import (
+    asked_by,
+    error_frame,
+    read_id,
+    read_message,
+    refuse_tensors,
+    text_frame,
+)
 from gateway.ws.stream import Stream
 
 if TYPE_CHECKING:
@@ -52,7 +59,7 @@ OPEN, CLOSING, CLOSED = range(3)
 
 
 class Socket:
-    """`terms`: what the connection's headers ask for, for messages that say nothing else."""
+    """`terms`: what the connection's headers ask for, for requests that say nothing else."""
 
     __slots__ = (
         "_exchange",
@@ -70,12 +77,14 @@ class Socket:
         "_unsent",
         "_waiting",
         "_writable",
+        "asked",
         "live",
-        "terms",
+        "timing",
     )
 
     def __init__(self, hub: WebSocketSurface, exchange: Exchange, terms: Terms) -> None:
-        self._hub, self._exchange, self.terms = hub, exchange, terms
+        self._hub, self._exchange = hub, exchange
+        self.asked, self.timing = asked_by(terms), terms.timing
         self.live: dict[str, TensorRequest | Stream] = {}
         self._reader = FrameReader(hub.limits.max_message)
         self._state = OPEN
@@ -318,7 +327,8 @@ class Socket:
     def _end_requests(self, state: int, code: int) -> None:
         self._state = state
         self._since = self._hub.clock()
-        self._hub.stats.closed[code] += 1
+        # Codes from 3000 on are the client's own: counted together, they are no labels of ours.
+        self._hub.stats.closed[min(code, 3000)] += 1
         self._hub.stats.abandoned += len(self.live)
         self._hub.held -= self._partial
         self._partial = 0
