@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.config_options import Choice, Flag, Number, Size, Text, Texts, Whole, option
+from gateway.policy.session import SessionSources
 
 HOUR_MS = 3_600_000.0
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
@@ -76,6 +77,9 @@ class RelayConfig:
         Whole(1, 65_536), "connections to one replica from one worker", default=4_096
     )
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_sessions(self.sessions)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteConfig:
@@ -108,10 +112,18 @@ class RouteConfig:
                 "path",
                 f'expected no / at its end: "{self.path.rstrip("/")}" has all below it too',
             )
+        yield from wrong_sessions(self.sessions or ())
 
     @property
     def place(self) -> tuple[str, str]:
         return self.path, (self.host or "").lower()
+
+
+def wrong_sessions(sessions: Sequence[str]) -> Iterator[tuple[str, str]]:
+    try:
+        SessionSources(sessions)
+    except ValueError as error:
+        yield "sessions", str(error)
 
 
 def wrong_routes(

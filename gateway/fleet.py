@@ -14,6 +14,8 @@ from typing import Any
 
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.errors import GatewayError, ModelNotFound, NoReplica, NotFound
+from gateway.http_fleet import HttpFleet
+from gateway.http_pool import HttpPool
 from gateway.measures import Family
 from gateway.model import Model, Switch
 from gateway.replica import NativeReplica
@@ -21,7 +23,8 @@ from gateway.replica import NativeReplica
 
 class Fleet:
     """`runtime`: the folder of the sockets of spawned replicas. `gateway` names this worker to
-    them; `switch` loads or unloads a model in all workers."""
+    them; `switch` loads or unloads a model in all workers. `http` has the models that are relayed:
+    their surface is another one."""
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self.http = HttpFleet(runtime, loop=loop, rng=rng)
         self.apply(config)
 
     # ------------------------------------------------------------------------------- the directory
@@ -57,6 +61,7 @@ class Fleet:
         waiting = {
             m.name: m.reason() for m in self._models.values() if not m.ready and not m.unloaded
         }
+        waiting |= {pool.name: pool.reason() for pool in self.http.pools() if not pool.ready}
         return not waiting, {"models": waiting} if waiting else {}
 
     def replica(self, name: str) -> NativeReplica:
@@ -66,6 +71,27 @@ class Fleet:
                     return replica
         raise NotFound(f"there is no replica {name!r}")
 
+    # ----------------------------------------------------------------------------------- operators
+
+    def drain(self, name: str) -> None:
+        """No new work for it. Raises NotFound, as all of these."""
+        if self.http.knows(name):
+            self.http.drain(name)
+        else:
+            self.replica(name).drain(self._loop.time())
+
+    def undrain(self, name: str) -> None:
+        if self.http.knows(name):
+            self.http.undrain(name)
+        else:
+            self.replica(name).undrain(self._loop.time())
+
+    def set_weight(self, name: str, weight: float) -> None:
+        if self.http.knows(name):
+            self.http.set_weight(name, weight)
+        else:
+            self.replica(name).load.set_weight(weight, self._loop.time())
+
     async def met(self, within_s: float) -> None:
         """Until each replica has been heard or has turned out not to be there."""
         try:
@@ -73,6 +99,7 @@ class Fleet:
                 for model in self.models():
                     for replica in list(model.replicas):
                         await replica.met.wait()
+                await self.http.met()
         except TimeoutError:
             return
 
@@ -80,7 +107,8 @@ class Fleet:
 
     def apply(self, config: GatewayConfig) -> None:
         """Make the fleet what `config` says, keeping what is the same."""
-        wanted = {model.name: model for model in config.models}
+        self.http.apply(config)
+        wanted = {model.name: model for model in config.models if not model.http}
         for name in [name for name in self._models if name not in wanted]:
             self._retire(self._models.pop(name), NotFound(f"model {name!r} is no longer served"))
         for name, model_config in wanted.items():
@@ -142,16 +170,20 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.http.close()
 
     # --------------------------------------------------------------------------------------- views
 
     def status(self) -> list[dict[str, Any]]:
-        return [model.status() for model in self._models.values()]
+        return [model.status() for model in self._all()]
+
+    def _all(self) -> Sequence[Model | HttpPool]:
+        return [*self._models.values(), *self.http.pools()]
 
     def families(self) -> list[Family]:
         """All metric families of this worker."""
         merged: dict[str, Family] = {}
-        for model in self._models.values():
+        for model in self._all():
             for family in model.families():
                 if family[0] in merged:
                     merged[family[0]] += family[4:]

@@ -25,7 +25,6 @@ from gateway.fleet import Fleet
 from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
-from gateway.replica import NativeReplica
 from gateway.web import make_app
 from gateway.whole import WholeGateway
 from gateway.ws import SocketLimits, WebSocketSurface
@@ -116,8 +115,15 @@ class Worker:
         surface = OipSurface(fleet, gather=whole.statistics)
         sockets = WebSocketSurface(fleet, SocketLimits(max_message=config.server.max_body))
 
+        relay = fleet.http.surface
+
         def resolve(method: str, path: str) -> Handler | None:
-            return surface.resolve(method, path) or sockets.resolve(method, path)
+            # Routes first: they may lead below the gateway's own paths.
+            return (
+                relay.resolve(method, path)
+                or surface.resolve(method, path)
+                or sockets.resolve(method, path)
+            )
 
         lane = Lane(resolve, pages.server, _limits(config))
         self._serving = Serving(whole, fleet, lane, sockets, pages)
@@ -147,16 +153,15 @@ class Worker:
         return {"families": [*serving.fleet.families(), *lane, *sockets]}
 
     async def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        self._replica(arguments).drain(asyncio.get_running_loop().time())
+        self._now().fleet.drain(arguments["replica"])
         return {}
 
     async def _undrain(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        self._replica(arguments).undrain(asyncio.get_running_loop().time())
+        self._now().fleet.undrain(arguments["replica"])
         return {}
 
     async def _weight(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        now = asyncio.get_running_loop().time()
-        self._replica(arguments).load.set_weight(float(arguments["weight"]), now)
+        self._now().fleet.set_weight(arguments["replica"], float(arguments["weight"]))
         return {}
 
     async def _statistics(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -190,9 +195,6 @@ class Worker:
         if self._serving is None:
             raise ControlError("the worker is not configured yet", status=503, code="not_ready")
         return self._serving
-
-    def _replica(self, arguments: dict[str, Any]) -> NativeReplica:
-        return self._now().fleet.replica(arguments["replica"])
 
 
 def _parse(arguments: dict[str, Any]) -> GatewayConfig:

@@ -36,6 +36,9 @@ class Sink(Protocol):
     def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None: ...
     def upstream_interim(self, status: int, headers: Headers) -> None: ...
     def upstream_body(self, chunk: bytes) -> None: ...
+    def upstream_read(self) -> None:
+        """All that one read of the socket brought has been told, and the answer goes on."""
+
     def upstream_upgraded(self, early: bytes) -> None: ...
     def upstream_writable(self) -> None: ...
     def upstream_done(self) -> None: ...
@@ -62,6 +65,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_transport",
         "_tunnel",
         "_untouched",
+        "idle_since",
         "lost",
         "served",
         "writable",
@@ -89,6 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.lost = False
         self.writable = True
         self.served = 0
+        self.idle_since = 0.0  # the pool's
 
     # ------------------------------------------------------------------------- the exchange's side
 
@@ -121,6 +126,17 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def discard(self) -> None:
+        """Read the rest of an answer that nobody wants, to keep the connection. For short ones."""
+        if self._sink is not None:
+            self._sink = _NOBODY
+            self.resume()
+
+    def half_close(self) -> None:
+        """Nothing more comes through the tunnel from our side."""
+        if self._transport is not None and not self.lost and self._transport.can_write_eof():
+            self._transport.write_eof()
+
     def abort(self) -> None:
         """Give the exchange up: the upstream learns of it by the closed connection, at once."""
         self._sink = None
@@ -147,6 +163,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._tunnel:
             if sink is not None:
                 sink.upstream_body(data)
+                sink.upstream_read()
             return
         if sink is None:
             # Bytes that nobody asked for: whatever they are, the next answer cannot be trusted.
@@ -168,6 +185,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._sink.upstream_upgraded(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._fail(Broke.NONSENSE, str(error))
+        else:
+            if sink is self._sink:
+                sink.upstream_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -246,3 +266,19 @@ class UpstreamConnection(asyncio.Protocol):
         sink.upstream_done()
         if reusable:
             self._on_idle(self)
+
+
+class _Nobody:
+    """The sink of a discarded answer."""
+
+    def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None: ...
+    def upstream_interim(self, status: int, headers: Headers) -> None: ...
+    def upstream_body(self, chunk: bytes) -> None: ...
+    def upstream_read(self) -> None: ...
+    def upstream_upgraded(self, early: bytes) -> None: ...
+    def upstream_writable(self) -> None: ...
+    def upstream_done(self) -> None: ...
+    def upstream_failed(self, how: Broke, detail: str) -> None: ...
+
+
+_NOBODY = _Nobody()

@@ -8,6 +8,7 @@ one framing of the body goes out.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -24,11 +25,27 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Framing and expectation are the gateway's own on each side.
-_REQUEST_OWN = HOP_BY_HOP | {b"content-length", b"expect", b"host"}
-_RESPONSE_OWN = HOP_BY_HOP | {b"content-length"}
-# What the gateway says itself; an upstream's claim would shadow it.
-_CLIENT_ADDRESS = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
+# Framing and expectation are the gateway's own on each side, the deadline is what is left of it,
+# and what is said of the client must be true.
+_REQUEST_OWN = HOP_BY_HOP | {
+    b"content-length",
+    b"expect",
+    b"host",
+    b"x-deadline-ms",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+}
+# The gateway says these itself; Content-Type goes another way.
+_ANSWER_OWN = HOP_BY_HOP | {
+    b"content-length",
+    b"content-type",
+    b"date",
+    b"x-request-id",
+    b"x-served-by",
+}
+CHUNKED = -1
+NO_BODY = -2
 
 
 def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -40,72 +57,84 @@ def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     return frozenset(tokens)
 
 
-def is_upgrade(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    headers = list(headers)
-    return b"upgrade" in nominated(headers) and any(name == b"upgrade" for name, _ in headers)
+def is_upgrade(headers: Headers) -> bool:
+    return any(name == b"upgrade" for name, _ in headers) and b"upgrade" in nominated(headers)
 
 
-def request_head(
-    method: bytes,
-    target: bytes,
-    headers: Headers,
-    *,
-    host: bytes | None,
-    content_length: int | None,
-    client: bytes,
-    scheme: bytes,
-    extra: Iterable[tuple[bytes, bytes]] = (),
+def request_start(
+    method: bytes, target: bytes, headers: Headers, *, host: bytes | None, scheme: bytes
 ) -> bytes:
-    """The request line and fields for the upstream.
-
-    `content_length` frames the body; None means chunked, -1 means that there is no body. `host`
-    None keeps the client's. An upgrade (WebSocket) keeps its Connection and Upgrade fields.
-    """
+    """What of a request's head is the same whenever a client sends these bytes; `request_end`
+    follows. `host` None keeps the client's. An upgrade keeps its Connection and Upgrade fields."""
     upgrade = is_upgrade(headers)
     dropped = _REQUEST_OWN | nominated(headers)
     original_host = b""
     forwarded: list[bytes] = []
-    out = [method + b" " + target + b" HTTP/1.1\r\n"]
     fields: list[bytes] = []
     for name, value in headers:
         if name == b"host":
             original_host = value
         elif name == b"x-forwarded-for":
             forwarded.append(value)
-        elif name not in dropped and name not in _CLIENT_ADDRESS:
-            fields.append(b"%s: %s\r\n" % (name, value))
+        elif name not in dropped:
+            fields.append(b"%b: %b\r\n" % (name, value))
         elif upgrade and name == b"upgrade":
-            fields.append(b"connection: upgrade\r\nupgrade: %s\r\n" % value)
-    out.append(b"host: %s\r\n" % (original_host if host is None else host))
-    out += fields
-    out.append(b"x-forwarded-for: %s\r\n" % b", ".join([*forwarded, client]))
-    out.append(b"x-forwarded-proto: %s\r\nx-forwarded-host: %s\r\n" % (scheme, original_host))
-    for name, value in extra:
-        out.append(b"%s: %s\r\n" % (name, value))
-    if content_length is None:
-        out.append(b"transfer-encoding: chunked\r\n")
-    elif content_length >= 0:
-        out.append(b"content-length: %d\r\n" % content_length)
-    out.append(b"\r\n")
-    return b"".join(out)
-
-
-def response_fields(headers: Headers) -> Headers:
-    """What of the upstream's answer goes on to the client; framing is the lane's to add."""
-    dropped = _RESPONSE_OWN | nominated(headers)
-    return [(name, value) for name, value in headers if name not in dropped]
-
-
-def body_length(headers: Headers) -> int | None:
-    """The answer's Content-Length, None where it has none (chunked, or until the end)."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-    return None
-
-
-def is_event_stream(headers: Headers) -> bool:
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream")
-        for name, value in headers
+            fields.append(b"connection: upgrade\r\nupgrade: %b\r\n" % value)
+    via = b"".join(value + b", " for value in forwarded)
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%bx-forwarded-proto: %b\r\n%bx-forwarded-for: %b" % (
+        method,
+        target,
+        original_host if host is None else host,
+        b"".join(fields),
+        scheme,
+        b"x-forwarded-host: %b\r\n" % original_host if original_host else b"",
+        via,
     )
+
+
+def request_end(client: bytes, length: int, extra: bytes) -> bytes:
+    """The rest: who the client is, how the body is framed (bytes, CHUNKED or NO_BODY), and
+    `extra` lines, rendered."""
+    if length >= 0:
+        return b"%b\r\n%bcontent-length: %d\r\n\r\n" % (client, extra, length)
+    framing = b"transfer-encoding: chunked\r\n" if length == CHUNKED else b""
+    return b"%b\r\n%b%b\r\n" % (client, extra, framing)
+
+
+class AnswerHead(NamedTuple):
+    """An upstream's answer as the client gets it. `length` None: chunked, or until the end.
+    `events`: an event stream in plain text, which the gateway may speak in. `fields`: rendered."""
+
+    content_type: bytes
+    length: int | None
+    fields: bytes
+    events: bool
+
+
+def read_answer(headers: Headers) -> AnswerHead:
+    """Raises ValueError where the length is no number."""
+    content_type, length, fields = b"", None, b""
+    encoded = False
+    dropped = _ANSWER_OWN
+    for name, value in headers:
+        if name == b"connection":
+            dropped = dropped | nominated([(name, value)])
+    for name, value in headers:
+        if name not in dropped:
+            fields += b"%b: %b\r\n" % (name, value)
+            encoded = encoded or name == b"content-encoding"
+        elif name == b"content-type":
+            content_type = value
+        elif name == b"content-length":
+            length = int(value)
+    events = content_type[:17].lower() == b"text/event-stream" and not encoded
+    return AnswerHead(content_type, length, fields, events)
+
+
+def upgrade_fields(headers: Headers) -> bytes:
+    """Of a 101: the protocol that was agreed on, and what the upstream says beside it."""
+    fields = read_answer(headers).fields
+    for name, value in headers:
+        if name == b"upgrade":
+            fields += b"connection: upgrade\r\nupgrade: %b\r\n" % value
+    return fields

@@ -35,6 +35,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.events: list[tuple] = []
         self.body = b""
+        self.reads = 0
 
     def upstream_head(self, status, reason, headers):
         self.events.append(("head", status))
@@ -44,6 +45,9 @@ class RecordingSink:
 
     def upstream_body(self, chunk):
         self.body += chunk
+
+    def upstream_read(self):
+        self.reads += 1
 
     def upstream_upgraded(self, early):
         self.events.append(("upgraded",))
@@ -188,7 +192,7 @@ def test_abort_silences_the_exchange():
 
 
 def test_hop_by_hop_fields_stop_here():
-    made = head.request_head(
+    start = head.request_start(
         b"POST",
         b"/x",
         [
@@ -201,10 +205,9 @@ def test_hop_by_hop_fields_stop_here():
             (b"content-length", b"99"),
         ],
         host=None,
-        content_length=3,
-        client=b"127.0.0.1",
         scheme=b"http",
     )
+    made = start + head.request_end(b"127.0.0.1", 3, b"x-deadline-ms: 5\r\n")
     lines = made.split(b"\r\n")
     assert lines[0] == b"POST /x HTTP/1.1"
     assert set(lines[1:-2]) == {
@@ -214,19 +217,20 @@ def test_hop_by_hop_fields_stop_here():
         b"x-forwarded-proto: http",
         b"x-forwarded-host: shop.example",
         b"content-length: 3",
+        b"x-deadline-ms: 5",
     }
+    assert made.endswith(b"\r\n\r\n") and made.count(b"\r\n\r\n") == 1
 
 
 def test_an_upgrade_request_keeps_its_upgrade():
-    made = head.request_head(
+    start = head.request_start(
         b"GET",
         b"/ws",
         [(b"host", b"h"), (b"connection", b"Upgrade"), (b"upgrade", b"websocket")],
         host=b"up:1",
-        content_length=-1,
-        client=b"::1",
         scheme=b"https",
     )
+    made = start + head.request_end(b"::1", head.NO_BODY, b"")
     assert b"connection: upgrade\r\nupgrade: websocket\r\n" in made
     assert b"host: up:1\r\n" in made
     assert b"content-length" not in made and b"transfer-encoding" not in made

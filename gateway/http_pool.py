@@ -1,0 +1,270 @@
+"""One model of http replicas in one worker: who gets the next request, who waits, what is counted.
+
+Owns the model's transits and its queue; each transit owns its own way. Invariants: a transit that
+entered leaves once; accepted = done + failed + cancelled + live; the queue is bounded, and what
+waits in it is looked at whenever a replica may have become free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gateway.config import ModelConfig
+from gateway.errors import GatewayError, NoReplica, Shed
+from gateway.http_replica import HttpReplica
+from gateway.measures import Family, Measures
+from gateway.policy.bounds import LoadBound
+from gateway.policy.breaker import Ejection, Outcome, Permit, State, usable
+from gateway.policy.load import Lease, ReplicaLoad
+from gateway.policy.rendezvous import SessionRouter
+from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
+from gateway.policy.routing import Router, RoutingKey, make_router
+from gateway.relay.answering import BODY, FIRST, HEAD, TUNNEL
+from gateway.relay.transit import TUNNEL_IDLE_S
+
+if TYPE_CHECKING:
+    from gateway.relay.transit import Transit
+
+# Deadlines and silences are looked at so often; they may pass by so much.
+TICK_S = 0.05
+# With a ready replica this recently, requests wait for one: a killed server is back within its
+# start-up time. After it, and before the first was ready, the answer is 503.
+FAILOVER_S = 30.0
+# One look at the queue tries so many: behind those that wait for one replica others may be served.
+LOOKED_AT = 64
+# No bound: a session stays where it is.
+STRICT = 1e12
+
+
+class HttpPool:
+    """`replicas` is the fleet's to fill; it calls `changed` after every change."""
+
+    kind = "http"
+
+    def __init__(
+        self, config: ModelConfig, *, loop: asyncio.AbstractEventLoop, rng: random.Random
+    ) -> None:
+        self.name, self.loop, self._rng = config.name, loop, rng
+        self.replicas: list[HttpReplica] = []
+        self.ejection = Ejection()
+        self.measures = Measures()
+        self.ready = False
+        self._budget = RetryBudget()
+        self._live: set[Transit] = set()
+        self._waiting: deque[Transit] = deque()
+        self._serving: list[HttpReplica] = []
+        self._by_load: dict[ReplicaLoad, HttpReplica] = {}
+        self._loads: list[ReplicaLoad] = []
+        self._unserved_since = float("-inf")
+        self._tick: asyncio.TimerHandle | None = None
+        self._due = self._pumping = False
+        self.config: ModelConfig
+        self.router: Router
+        self.reconfigure(config)
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        self.config, relay = config, config.relay
+        strict = relay.strict and config.routing == "session"
+        self.router = (
+            SessionRouter(self._rng, LoadBound(factor=STRICT))
+            if strict
+            else make_router(config.routing, self._rng)
+        )
+        self._strict = strict
+        self._policy = RetryPolicy(retries=config.retries)
+        # Whether any request may be repeated: inference changes nothing; an application might.
+        self.repeats = relay.api == "openai"
+        self.heartbeat_s = relay.heartbeat_ms / 1e3
+        longest = float("inf")
+        self.limits = {
+            HEAD: longest if relay.head_ms is None else relay.head_ms / 1e3,
+            FIRST: longest if relay.first_ms is None else relay.first_ms / 1e3,
+            BODY: relay.idle_ms / 1e3,
+            TUNNEL: TUNNEL_IDLE_S,
+        }
+
+    # --------------------------------------------------------------------------- for its transits
+
+    def entered(self, transit: Transit, now: float) -> None:
+        self.measures.accepted += 1
+        self._live.add(transit)
+        if self._tick is None:
+            self._tick = self.loop.call_later(TICK_S, self._on_tick)
+
+    def attempts(self, now: float, deadline: float) -> Attempts:
+        return Attempts(self._policy, self._budget, now, deadline, self._rng)
+
+    def seat(self, transit: Transit, now: float) -> HttpReplica | GatewayError | None:
+        """A replica for it; None: it waits, and `seek` is called again; or why there is none."""
+        if self._waiting and not self._pumping:
+            self._pump_soon()  # it queues behind those that came before
+        elif (found := self._choose(transit.key, transit.tried, now)) is not None:
+            return found
+        if not self._serving and now - self._unserved_since > FAILOVER_S:
+            return NoReplica(self.reason(), retry_after=1.0)
+        if len(self._waiting) >= self.config.max_queue:
+            return Shed(f"model {self.name!r}: its queue is full", retry_after=1.0)
+        self._waiting.append(transit)
+        return None
+
+    def _choose(self, key: RoutingKey, tried: Sequence[str], now: float) -> HttpReplica | None:
+        serving = self._serving
+        for replica in serving:
+            load = replica.load
+            if (
+                not replica.breaker.closed
+                or replica.busy_until > now
+                or load.in_flight >= load.slots
+            ):
+                break
+        else:
+            if not tried:
+                chosen = self.router.choose(self._loads, key, now)
+                return None if chosen is None else self._by_load[chosen]
+        return self._choose_carefully(key, tried, now)
+
+    def _choose_carefully(
+        self, key: RoutingKey, tried: Sequence[str], now: float
+    ) -> HttpReplica | None:
+        """Where some replicas are ejected, busy, full, or have failed this request."""
+        able, _ = usable(self._serving, len(self.replicas), now)
+        for wanted in (
+            [r for r in able if r.name not in tried and r.busy_until <= now],
+            [r for r in able if r.name not in tried],
+            [r for r in able if r.name not in tried[-1:]],
+            able,
+        ):
+            if not wanted:
+                continue
+            chosen = self.router.choose([r.load for r in wanted], key, now)
+            if chosen is None:
+                continue
+            if chosen.in_flight < chosen.slots:
+                return self._by_load[chosen]
+            if self._strict and key.session is not None:
+                return None  # it waits for its own replica
+            free = [r.load for r in wanted if r.load.in_flight < r.load.slots]
+            chosen = self.router.choose(free, key, now) if free else None
+            if chosen is not None:
+                return self._by_load[chosen]
+        return None
+
+    def others(self, transit: Transit, now: float) -> int:
+        """Replicas in use that have not failed it, beside the one that it is on."""
+        here = transit.replica
+        tried = transit.tried
+        return sum(r is not here and r.name not in tried for r in self._serving)
+
+    def attempt_ended(
+        self,
+        replica: HttpReplica,
+        lease: Lease,
+        permit: Permit,
+        key: RoutingKey,
+        outcome: Outcome,
+        sent: float,
+    ) -> None:
+        now = self.loop.time()
+        lease.release(now)
+        if permit.record(now, outcome) is State.CLOSED:
+            replica.load.restart(now)
+        self.router.ended(lease, key, now, ok=outcome is Outcome.SUCCESS)
+        if outcome is Outcome.SUCCESS:
+            self.measures.service.observe(now - sent)
+            self.measures.by_replica[replica.name, ""] += 1
+        replica.settled()
+        if self._waiting:
+            self._pump_soon()
+
+    def left(self, transit: Transit, how: str) -> None:
+        measures = self.measures
+        self._live.discard(transit)
+        if how == "done":
+            measures.done += 1
+            measures.latency.observe(self.loop.time() - transit.began)
+        elif how == "cancelled":
+            measures.cancelled += 1
+        else:
+            measures.failed += 1
+            measures.codes[how] += 1
+
+    def _pump_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            self.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Let what waits look for a replica again, oldest first."""
+        now, self._due, self._pumping = self.loop.time(), False, True
+        waiting, self._waiting = self._waiting, deque()
+        for _ in range(min(len(waiting), LOOKED_AT)):
+            transit = waiting.popleft()
+            if transit in self._live:
+                transit.seek(now)
+        self._waiting.extend(waiting)
+        self._pumping = False
+
+    def _on_tick(self) -> None:
+        now = self.loop.time()
+        for transit in list(self._live):
+            transit.look(now)
+        if self._waiting:
+            # The clock may have brought a breaker's probe, the end of a penalty or of hope.
+            self._pump()
+        self._tick = self.loop.call_later(TICK_S, self._on_tick) if self._live else None
+
+    # ----------------------------------------------------------------------------------- changes
+
+    def changed(self) -> None:
+        """A replica came, went, or is in another state."""
+        serving = [replica for replica in self.replicas if replica.ready]
+        if self._serving and not serving:
+            self._unserved_since = self.loop.time()
+        self._serving = serving
+        self._loads = [replica.load for replica in serving]
+        self._by_load = {replica.load: replica for replica in serving}
+        self.ready = bool(serving)
+        if self._waiting:
+            self._pump_soon()
+
+    def close(self, error: GatewayError) -> None:
+        """End every transit."""
+        for transit in list(self._live):
+            transit.abandon(error)
+        self._waiting.clear()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+
+    # ------------------------------------------------------------------------------------- views
+
+    def reason(self) -> str:
+        """Why no replica is ready, for people."""
+        said = [f"{r.name} is {r.state}" + (f" ({r.why})" if r.why else "") for r in self.replicas]
+        return f"no replica of {self.name!r} is ready: " + ("; ".join(said) or "none was found")
+
+    def status(self) -> dict[str, Any]:
+        """For operators."""
+        now, measures = self.loop.time(), self.measures
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "ready": self.ready,
+            "waiting": len(self._waiting),
+            "slo_ms": None,
+            "counters": {
+                "accepted": measures.accepted,
+                "done": measures.done,
+                "failed": measures.failed,
+                "cancelled": measures.cancelled,
+                "live": len(self._live),
+            },
+            "replicas": [replica.describe(now) for replica in self.replicas],
+        }
+
+    def families(self) -> list[Family]:
+        return self.measures.families(self.name, len(self._live), len(self._waiting))

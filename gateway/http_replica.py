@@ -1,0 +1,235 @@
+"""An HTTP server as the gateway sees it: its connections, its health, its load, its breaker.
+
+Owns one task that looks at it now and then. It never chooses requests. Invariant: a replica that
+was found unreachable, by a request or by that task, gets no request until it has been found well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gateway.config import RelayConfig, ReplicaConfig
+from gateway.policy.breaker import Breaker
+from gateway.policy.load import ReplicaLoad
+from gateway.policy.slowstart import SlowStart
+from gateway.relay.endpoint import Endpoint
+from gateway.relay.health import ask_health
+from gateway.relay.pool import ConnectionPool
+
+log = logging.getLogger(__name__)
+
+# One that is away is looked at often: it may be back within its start-up time.
+AWAY_S = (0.05, 1.0)
+# A look may take so long; a server under load answers slowly, and is not dead for that.
+LOOK_S = 5.0
+# So many looks in a row must fail before one that can be reached counts as unwell.
+FALL = 2
+UNBOUNDED = 1_000_000
+
+
+def port_file(runtime: Path, name: str) -> Path:
+    """Where the supervisor notes on which port a replica that it runs was told to listen."""
+    return runtime / f"{name}.port"
+
+
+def address_of(config: ReplicaConfig, runtime: Path) -> str | None:
+    """Its address, None while the supervisor has not said it. Also of a spawned one."""
+    if config.command is None:
+        return config.address
+    if "{socket}" in "\n".join(config.command):
+        return f"unix:{runtime}/{config.name}.sock"
+    try:
+        return f"http://127.0.0.1:{int(port_file(runtime, config.name).read_text())}"
+    except (OSError, ValueError):
+        return None
+
+
+class HttpReplica:
+    """`locate()`: where it listens now, None while that is not known. `on_change()` is called when
+    its state changed."""
+
+    kind = "http"
+
+    def __init__(
+        self,
+        name: str,
+        config: ReplicaConfig,
+        relay: RelayConfig,
+        locate: Callable[[], Endpoint | None],
+        *,
+        on_change: Callable[[], None],
+        breaker: Breaker,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+    ) -> None:
+        self.name, self.breaker = name, breaker
+        self.load = ReplicaLoad(
+            name,
+            weight=config.weight,
+            slots=config.slots or UNBOUNDED,
+            slow_start=SlowStart(),
+        )
+        self.served_by = b"x-served-by: %b\r\n" % name.encode()
+        self.busy_until = 0.0
+        self.host: bytes | None = None  # None: the client's
+        self.prefix = b""
+        self.condition, self.why = "loading", "not looked at yet"
+        self.restarts = 0  # how often it came back
+        self.met = asyncio.Event()  # it has been looked at
+        self._config, self._relay, self._locate = config, relay, locate
+        self._on_change, self._loop, self._rng = on_change, loop, rng
+        self._endpoint: Endpoint | None = None
+        self._connections: ConnectionPool | None = None
+        self._look_now = asyncio.Event()
+        self._failures = 0
+        self._retired: Callable[[], object] | None = None
+
+    # ------------------------------------------------------------------------------- what it is
+
+    @property
+    def address(self) -> str:
+        return "" if self._endpoint is None else str(self._endpoint)
+
+    @property
+    def connections(self) -> ConnectionPool:
+        assert self._connections is not None  # it was found well, so its address is known
+        return self._connections
+
+    @property
+    def state(self) -> str:
+        """ready, loading, draining, unreachable: what routing may rely on."""
+        if self.condition == "ready" and (self.load.drained or self._retired is not None):
+            return "draining"
+        return self.condition
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """For operators; the same keys as those of native replicas."""
+        load = self.load
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "address": self.address,
+            "state": self.state,
+            "reason": self.why,
+            "version": "",
+            "versions": [],
+            "generation": self.restarts,
+            "reload": "idle",
+            "reload_to": "",
+            "pid": 0,
+            "weight": load.weight,
+            "drained": load.drained,
+            "breaker": self.breaker.state(now).name.lower(),
+            "work": round(load.work, 6),
+            "in_flight": load.in_flight,
+            "slots": 0 if load.slots == UNBOUNDED else load.slots,
+            "connections": 0 if self._connections is None else self._connections.open,
+        }
+
+    # --------------------------------------------------------------------------- what it is told
+
+    def busy(self, until: float) -> None:
+        """It asked to be left alone until then."""
+        self.busy_until = max(self.busy_until, until)
+
+    def unreachable(self, why: str) -> None:
+        """A request could not connect."""
+        self._set("unreachable", why)
+        self._look_now.set()
+
+    def drain(self, now: float) -> None:
+        self.load.drain(now)
+        self._on_change()
+
+    def undrain(self, now: float) -> None:
+        self.load.undrain(now)
+        self._on_change()
+
+    def retire(self, on_empty: Callable[[], object]) -> None:
+        """Take no more; `on_empty` is called once nothing is in flight."""
+        self._retired = on_empty
+        self._on_change()
+        self.settled()
+
+    def settled(self) -> None:
+        """A request has left it."""
+        if self._retired is not None and not self.load.in_flight:
+            self._retired()
+
+    # ------------------------------------------------------------------------------ its one task
+
+    async def run(self) -> None:
+        """Look at it until cancelled."""
+        pause = AWAY_S[0]
+        try:
+            while True:
+                self._look_now.clear()
+                await self._look()
+                self.met.set()
+                if self.condition == "ready":
+                    pause, wait = AWAY_S[0], self._config.health_s
+                else:
+                    wait, pause = pause, min(2 * pause, AWAY_S[1])
+                try:
+                    async with asyncio.timeout(wait * self._rng.uniform(0.8, 1.2)):
+                        await self._look_now.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            if self._connections is not None:
+                await self._connections.close()
+
+    async def _look(self) -> None:
+        endpoint = self._locate()
+        if endpoint is None:
+            self._set("unreachable", "its address is not known yet")
+            return
+        if endpoint != self._endpoint:
+            await self._move(endpoint)
+        try:
+            async with asyncio.timeout(LOOK_S):
+                wrong = await ask_health(self.connections, endpoint, self._config.health)
+        except (OSError, TimeoutError) as error:
+            wrong = str(error) or "no answer to a look at its health"
+            if not isinstance(error, TimeoutError):
+                self._failures = FALL  # refused, or no route: certainly not there
+        if wrong is None:
+            self._failures = 0
+            self._set("ready", "")
+            return
+        self._failures += 1
+        if self._failures >= FALL or self.condition != "ready":
+            self._set("unreachable", wrong)
+
+    async def _move(self, endpoint: Endpoint) -> None:
+        """It listens elsewhere now."""
+        old, self._endpoint = self._connections, endpoint
+        self.prefix = endpoint.prefix
+        self.host = endpoint.authority if self._relay.host == "replica" else None
+        self._connections = ConnectionPool(
+            endpoint,
+            self._loop,
+            limit=self._relay.connections,
+            connect_s=self._relay.connect_ms / 1e3,
+        )
+        if old is not None:
+            await old.close()
+
+    def _set(self, condition: str, why: str) -> None:
+        before, self.condition, self.why = self.condition, condition, why
+        if before == condition:
+            return
+        log.info("replica=%s state=%s reason=%s", self.name, condition, why)
+        if condition == "ready" and before == "unreachable":
+            self.restarts += 1
+            self.load.restart(self._loop.time())
+        self._on_change()

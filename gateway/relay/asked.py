@@ -1,0 +1,94 @@
+"""What a request's head asks of the relay, read once for all requests with the same bytes.
+
+Owns the names and the validation of those headers. Knows no replica and reads no clock. Invariant:
+an `Asked` is a function of the head and its destination alone, so it may be remembered.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from gateway.errors import BadRequest
+from gateway.lane import Exchange, field
+from gateway.policy.session import SessionSources
+from gateway.relay.head import is_upgrade, request_start
+
+# RFC 9110 §9.2.2: doing these twice is the same as doing them once.
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+# Longer ones are no identifiers.
+MAX_ID = 256
+
+
+class Asked:
+    """`deadline_s`: after the arrival, infinite without one. `request_id`: the client's as a header
+    line, empty without one. `session`: as far as the head tells. `idempotent`: whether doing it
+    twice does no harm."""
+
+    __slots__ = (
+        "_head",
+        "_scheme",
+        "_starts",
+        "_target",
+        "deadline_s",
+        "idempotent",
+        "is_head",
+        "request_id",
+        "session",
+        "upgrade",
+    )
+
+    def __init__(self, exchange: Exchange, sessions: SessionSources, strip: int) -> None:
+        """`strip`: characters of the path that the upstream does not see. Raises BadRequest."""
+        head = exchange.head
+        self._head, self._scheme = head, b"https" if exchange.tls else b"http"
+        path = head.path[strip:]
+        if not path.startswith("/") and path != "*":
+            path = "/" + path
+        self._target = (f"{path}?{head.query}" if head.query else path).encode()
+        self._starts: dict[tuple[bytes | None, bytes], bytes] = {}
+        self.is_head = head.method == "HEAD"
+        self.idempotent = (
+            head.method in _IDEMPOTENT or exchange.header(b"idempotency-key") is not None
+        )
+        self.upgrade = head.framing.upgrade and is_upgrade(head.headers)
+        self.deadline_s = min(
+            _seconds(exchange, b"x-deadline-ms", 1e-3),
+            _seconds(exchange, b"x-stainless-read-timeout", 1.0),
+        )
+        given = exchange.header(b"x-request-id")
+        if given is not None and len(given) > MAX_ID:
+            raise _bad(b"x-request-id", given, f"at most {MAX_ID} bytes")
+        self.request_id = field(b"x-request-id", given) if given else b""
+        self.session = sessions.key(exchange.header, head.query)
+
+    def start(self, host: bytes | None, prefix: bytes) -> bytes:
+        """The request line and most fields for an upstream; `host` None keeps the client's."""
+        known = self._starts.get((host, prefix))
+        if known is None:
+            head = self._head
+            known = self._starts[host, prefix] = request_start(
+                head.method.encode(),
+                prefix + self._target,
+                head.headers,
+                host=host,
+                scheme=self._scheme,
+            )
+        return known
+
+
+def _seconds(exchange: Exchange, name: bytes, unit: float) -> float:
+    value = exchange.header(name)
+    if value is None:
+        return inf
+    whole, _, decimals = value.partition(b".")
+    if not (whole + decimals).isdigit() or len(value) > 15 or not float(value):
+        raise _bad(name, value, "a number above 0")
+    return float(value) * unit
+
+
+def _bad(name: bytes, value: bytes, expected: str) -> BadRequest:
+    said = value.decode("latin-1")
+    said = said if len(said) <= 60 else f"{said[:57]}..."
+    return BadRequest(
+        f"header {name.decode()} is {said!r}; expected {expected}", param=name.decode()
+    )

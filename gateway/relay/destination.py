@@ -1,0 +1,97 @@
+"""Where relayed requests go, and on which terms: one route to one pool, or /v1 to it.
+
+Owns the memory of heads that were read for it. It starts transits and keeps none. Invariant: what
+is remembered is bounded, whatever clients send.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
+from gateway.lane import Exchange, field
+from gateway.lane.head import RequestHead
+from gateway.policy.session import SessionSources
+from gateway.relay.asked import Asked
+from gateway.relay.reply import refuse
+from gateway.relay.transit import Transit
+
+if TYPE_CHECKING:
+    from gateway.http_pool import HttpPool
+
+HEADS = 512
+
+
+class Ids:
+    """Request ids for clients that bring none: unique in a fleet, and cheap."""
+
+    def __init__(self) -> None:
+        self._start = os.urandom(6).hex()
+        self._next = count(1).__next__
+
+    def new(self) -> bytes:
+        return b"x-request-id: %b-%x\r\n" % (self._start.encode(), self._next())
+
+
+class Destination:
+    """`openai`: whether clients read errors in OpenAI's form. `strip`: characters of the path that
+    the upstream does not see. `sessions` and `timeout_s` are the pool's where a route has none."""
+
+    def __init__(
+        self,
+        pool: HttpPool,
+        ids: Ids,
+        *,
+        openai: bool,
+        strip: int = 0,
+        sessions: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        relay = pool.config.relay
+        # Ours first: the application's own cookies may come and go, as at a login.
+        cookie = [f"cookie:{relay.cookie}"] if relay.cookie else []
+        self.pool, self.openai, self.ids = pool, openai, ids
+        sources = [*cookie, *(sessions or relay.sessions)]
+        self.sessions = SessionSources(sources)
+        # What of a JSON body the session may be in.
+        self.fields = frozenset(s.removeprefix("body:") for s in sources if s.startswith("body:"))
+        self.cookie = relay.cookie
+        self.replay = relay.replay
+        self.timeout_s = timeout_s or pool.config.timeout_ms / 1e3
+        self._strip = strip
+        self._asked: dict[RequestHead, Asked] = {}
+
+    def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
+        """A session for a client that has none, and the header line that tells it."""
+        value = os.urandom(12).hex()
+        secure = "; Secure" if exchange.tls else ""
+        cookie = f"{self.cookie}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"
+        return f"cookie:{self.cookie}={value}", field(b"set-cookie", cookie)
+
+    def open(
+        self,
+        exchange: Exchange,
+        body: bytes,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        complete: bool,
+    ) -> None:
+        """Begin to relay. `body`: what is there of it. `fields`: of its JSON object, where it was
+        looked into."""
+        asked = self._asked.get(exchange.head)
+        if asked is None:
+            try:
+                asked = Asked(exchange, self.sessions, self._strip)
+            except GatewayError as error:
+                refuse(exchange, error, openai=self.openai)
+                return
+            if len(self._asked) >= HEADS:
+                self._asked.clear()
+            self._asked[exchange.head] = asked
+        session = asked.session
+        if fields and not self.fields.isdisjoint(fields):
+            session = self.sessions.key(exchange.header, exchange.query, fields)
+        Transit(self, exchange, asked, session, body, complete=complete).begin()

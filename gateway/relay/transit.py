@@ -1,0 +1,427 @@
+"""One request on its way through the relay: to a replica, to another one if that fails, and back.
+
+Owns the request's one end, its lease and its permit, and decides what a failure means; the answer's
+bytes are `answering`'s. Invariants: a lease and a permit are given back exactly once, when their
+attempt ends, after its upstream was closed; nothing is sent twice once a byte of an answer, or an
+unrepeatable request, has passed; every transit that began ends as done, failed or cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    ReplicaNonsense,
+    ReplicaSilent,
+    Shed,
+)
+from gateway.lane import Exchange
+from gateway.policy.breaker import Outcome, Permit
+from gateway.policy.load import Lease
+from gateway.policy.retry import Attempts, Failure
+from gateway.policy.routing import NO_KEY, RoutingKey
+from gateway.relay.answering import CONNECTING, ENDED, FIRST, HEAD, SEATING, TUNNEL, Answering
+from gateway.relay.connection import Broke, Headers, UpstreamConnection
+from gateway.relay.head import CHUNKED, NO_BODY, request_end
+from gateway.relay.pool import PoolExhausted
+from gateway.relay.reply import NO_RETRY, refuse
+
+if TYPE_CHECKING:
+    from gateway.http_replica import HttpReplica
+    from gateway.relay.asked import Asked
+    from gateway.relay.destination import Destination
+
+# Upstreams close idle connections after 2 s and more. What must not be sent twice goes on one that
+# has idled for less, or on a new one.
+FRESH_S = 1.0
+# A kept connection that breaks within this was closed before the request came.
+STALE_S = 0.05
+# An unwanted answer up to this size is read to its end to keep its connection.
+WORTH_READING = 64 * 1024
+# A tunnel without a byte in either direction.
+TUNNEL_IDLE_S = 3600.0
+# Where the upstream does not say how long it is busy.
+BUSY_S = 0.5
+LONGEST_BUSY_S = 30.0
+# Statuses of a replica that another one may not give. Back-pressure first.
+BUSY = frozenset({429, 503})
+ELSEWHERE = BUSY | {502, 504}
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Transit(Answering):
+    """`body` is what has come of it; unless `complete`, more does. `began` is the loop's time."""
+
+    __slots__ = (
+        "_attempts",
+        "_body",
+        "_complete",
+        "_cookie",
+        "_length",
+        "_replayable",
+        "_request_id",
+        "_retry",
+        "_sent",
+        "_told",
+        "began",
+        "deadline",
+        "key",
+        "lease",
+        "permit",
+        "pool",
+        "replica",
+    )
+
+    def __init__(
+        self,
+        destination: Destination,
+        exchange: Exchange,
+        asked: Asked,
+        session: str | None,
+        body: bytes,
+        *,
+        complete: bool,
+    ) -> None:
+        super().__init__(destination, exchange, asked)
+        self.pool = destination.pool
+        self._body, self._complete = body, complete
+        self._replayable = True
+        length = exchange.head.framing.length
+        if complete:
+            self._length = len(body) if length else NO_BODY
+        else:
+            self._length = length if length >= 0 else CHUNKED
+        self._cookie = b""
+        if session is None and destination.cookie is not None:
+            session, self._cookie = destination.new_session(exchange)
+        self.key = NO_KEY if session is None else RoutingKey(session)
+        self._request_id = asked.request_id or destination.ids.new()
+        self.began = exchange.arrived
+        self.deadline = self.began + min(asked.deadline_s, destination.timeout_s)
+        self.replica: HttpReplica | None = None
+        self.lease: Lease | None = None
+        self.permit: Permit | None = None
+        self._attempts: Attempts | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._sent = 0.0
+        self._told = b""  # fields that a failed attempt adds to the answer
+
+    # ------------------------------------------------------------------------------- the request
+
+    def begin(self) -> None:
+        exchange, pool = self.exchange, self.pool
+        now = pool.loop.time()
+        exchange.on_gone = self.client_gone
+        if self._complete:
+            exchange.on_body = exchange.on_body_end = None
+        else:
+            exchange.on_body, exchange.on_body_end = self._client_body, self._client_end
+            exchange.pause_body()  # until a replica takes it
+        pool.entered(self, now)
+        self._attempts = pool.attempts(now, self.deadline)
+        if self.deadline <= now:
+            self._refuse(DeadlineExceeded("the deadline had passed when the request arrived"))
+            return
+        self.seek(now)
+
+    @property
+    def tried(self) -> list[str]:
+        return self._attempts.tried if self._attempts is not None else []
+
+    def seek(self, now: float) -> None:
+        """Find a replica, wait for one, or give up. The pool calls it when one may be free."""
+        self.phase, self._retry = SEATING, None
+        found = self.pool.seat(self, now)
+        if found is None:
+            return  # the pool knows that we wait
+        if isinstance(found, GatewayError):
+            self._refuse(found)
+            return
+        self._attempt(found, now)
+
+    def _attempt(self, replica: HttpReplica, now: float) -> None:
+        self.replica = replica
+        self.permit = replica.breaker.allow(now, panic=True)  # it was chosen by that rule
+        self.lease = replica.load.take(1.0, now)
+        self.pool.router.sent(self.lease, self.key, now)
+        since = 0.0 if self._repeatable else now - FRESH_S
+        connection = replica.connections.take(since)
+        if connection is not None:
+            self._send(connection, now)
+            return
+        self.phase = CONNECTING
+        pool, lease = replica.connections, self.lease
+
+        def opened(result: UpstreamConnection | Exception) -> None:
+            wanted = self.phase == CONNECTING and self.lease is lease
+            if isinstance(result, UpstreamConnection):
+                if wanted:
+                    self._send(result, self.pool.loop.time())
+                else:
+                    pool.put_back(result)
+                return
+            full = isinstance(result, PoolExhausted)
+            if not full:
+                replica.unreachable(str(result) or "it took too long to connect")
+            if wanted:
+                self._not_connected(result, full=full)
+
+        pool.open_one(opened)
+
+    @property
+    def _repeatable(self) -> bool:
+        return self.asked.idempotent or self.pool.repeats
+
+    def _not_connected(self, why: Exception, *, full: bool) -> None:
+        assert self.replica is not None
+        if full:
+            error: GatewayError = Shed(f"replica {self.replica.name}: {why}", retry_after=1.0)
+            self._failed(Failure.BUSY, error, Outcome.NEUTRAL)
+        else:
+            said = str(why) or "it took too long"
+            error = ReplicaNonsense(f"replica {self.replica.name} cannot be reached: {said}")
+            self._failed(Failure.REFUSED, error, Outcome.FAILURE, dead=True)
+
+    def _send(self, connection: UpstreamConnection, now: float) -> None:
+        replica, asked = self.replica, self.asked
+        assert replica is not None
+        left_ms = max(1, int((self.deadline - now) * 1e3))
+        extra = b"x-deadline-ms: %d\r\n" % left_ms
+        if not asked.request_id:
+            extra += self._request_id
+        head = asked.start(replica.host, replica.prefix)
+        head += request_end(self.exchange.peer.encode(), self._length, extra)
+        self.connection, self.phase = connection, HEAD
+        self._sent = self._since = now
+        self._moved = False
+        body = self._body
+        if self._length == CHUNKED and body:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        complete = self._complete
+        connection.begin(self, head, body, is_head=asked.is_head, complete=complete)
+        if not complete:
+            self._replayable, self._body = False, b""
+            if connection.writable:
+                self.exchange.resume_body()
+
+    def _client_body(self, piece: bytes) -> None:
+        """More of a request that is passed on as it comes."""
+        self._moved = True
+        connection = self.connection
+        if connection is None:  # the attempt is over, and its answer is on its way out
+            return
+        if self._length == CHUNKED:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        if not connection.send(piece):
+            self.exchange.pause_body()
+
+    def _client_end(self) -> None:
+        self._complete = True
+        connection = self.connection
+        if connection is not None:
+            if self._length == CHUNKED:
+                connection.send(_LAST_CHUNK)
+            connection.end_request()
+
+    def upstream_writable(self) -> None:
+        self._moved = True
+        self.exchange.resume_body()
+
+    def client_gone(self) -> None:
+        """The client left: nobody needs the answer, and the upstream hears of it at once."""
+        self._close_upstream()
+        self._give_back(Outcome.NEUTRAL)
+        self._end("cancelled")
+
+    # -------------------------------------------------------------------------------- the answer
+
+    def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None:
+        self._moved = True
+        if status in ELSEWHERE and self._go_elsewhere(status, headers):
+            return
+        self.phase, self._status, self._headers = FIRST, status, headers
+
+    def upstream_done(self) -> None:
+        status, self.connection = self._status, None
+        if self.phase == TUNNEL:
+            outcome = Outcome.SUCCESS
+            self._pass_on()
+            self.exchange.end()
+        else:
+            outcome = outcome_of(status)
+            self._answer_whole()
+        self._give_back(outcome)
+        self._end("done" if status < 500 else f"http_{status}")
+
+    def upstream_failed(self, how: Broke, detail: str) -> None:
+        self.connection = None
+        assert self.replica is not None
+        error = ReplicaNonsense(f"replica {self.replica.name} {detail}")
+        if self.started:
+            self._give_back(Outcome.FAILURE)
+            self._break_off(error)
+            self._end(error.code)
+            return
+        if how is Broke.NONSENSE:
+            self._failed(Failure.ERROR, error, Outcome.FAILURE)
+            return
+        stale = how is Broke.CLOSED_IDLE and self.pool.loop.time() - self._sent < STALE_S
+        outcome = Outcome.NEUTRAL if stale else Outcome.FAILURE
+        self._failed(Failure.LOST, error, outcome, dead=True)
+
+    def own_fields(self) -> bytes:
+        assert self.replica is not None
+        return self.replica.served_by + self._request_id + self._cookie + self._told
+
+    # -------------------------------------------------------------------------------- the failure
+
+    def _go_elsewhere(self, status: int, headers: Headers) -> bool:
+        """Whether this answer is left unread, because another replica is asked."""
+        replica, connection, now = self.replica, self.connection, self.pool.loop.time()
+        assert replica is not None and connection is not None
+        if status in BUSY:
+            replica.busy(now + retry_after(headers))
+        why = Failure.BUSY if status in BUSY else Failure.ERROR
+        others = self.pool.others(self, now)
+        if not others or self._wait(why, now, others) is None:
+            if self.tried:
+                self._told = NO_RETRY
+            return False
+        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        if length is not None and length <= WORTH_READING:
+            connection.discard()
+        else:
+            connection.abort()
+        self.connection = None
+        self._give_back(outcome_of(status))
+        self.pool.measures.retried += 1
+        # Not from within the parser's callback: what it is reading must come to its end first.
+        self._retry = self.pool.loop.call_later(0.0, self._seek_again)
+        self.phase = SEATING
+        return True
+
+    def _failed(
+        self, why: Failure, error: GatewayError, outcome: Outcome, *, dead: bool = False
+    ) -> None:
+        """An attempt ended before any byte of an answer. `dead`: its connection did."""
+        now = self.pool.loop.time()
+        self._give_back(outcome)
+        self._status, self._headers = 0, []
+        self._pieces.clear()
+        repeat = self._replayable and (why is Failure.REFUSED or self._repeatable)
+        others = self.pool.others(self, now)
+        wait = self._wait(why, now, others, dead=dead) if repeat else None
+        if wait is None:
+            self._told = NO_RETRY
+            self._refuse(error)
+            return
+        self.pool.measures.retried += 1
+        if wait > 0.0:
+            self.phase = SEATING
+            self._retry = self.pool.loop.call_later(wait, self._seek_again)
+        else:
+            self.seek(now)
+
+    def _wait(self, why: Failure, now: float, others: int, *, dead: bool = False) -> float | None:
+        """Seconds until the next attempt, None: no more."""
+        replica, attempts = self.replica, self._attempts
+        assert replica is not None and attempts is not None
+        if why in (Failure.BUSY, Failure.ERROR) and not (self._replayable and self._repeatable):
+            return None
+        return attempts.failed(replica.name, why, now, others, dead=dead)
+
+    def _seek_again(self) -> None:
+        if self.phase == SEATING:
+            self.seek(self.pool.loop.time())
+
+    def look(self, now: float) -> None:
+        """The pool's tick: has this been waiting for too long?"""
+        if now >= self.deadline and self.phase != TUNNEL:
+            self._time_out(DeadlineExceeded("the deadline passed before the answer was complete"))
+            return
+        if self.phase < HEAD:
+            return  # the pool bounds the one, the connection's own limit the other
+        if self._moved or self._held_back:
+            self._moved, self._since = False, now
+            return
+        limits = self.pool.limits
+        quiet = now - self._since
+        assert self.replica is not None
+        if quiet >= limits[self.phase]:
+            what = "began no answer" if self.phase == HEAD else "stopped in its answer"
+            error = ReplicaSilent(f"replica {self.replica.name} {what} for {quiet:.1f} s")
+            self._time_out(error, Outcome.FAILURE)
+        elif self.phase != TUNNEL:
+            self._keep_alive(now, self.pool.heartbeat_s)
+
+    def _time_out(self, error: GatewayError, outcome: Outcome = Outcome.NEUTRAL) -> None:
+        self._close_upstream()
+        if self.started:
+            self._give_back(outcome)
+            if self.phase == TUNNEL:
+                self.exchange.abort()
+            else:
+                self._break_off(error)
+            self._end(error.code)
+        elif isinstance(error, ReplicaSilent):
+            self._failed(Failure.TIMEOUT, error, outcome)
+        else:
+            self._give_back(outcome)
+            self._refuse(error)
+
+    def abandon(self, error: GatewayError) -> None:
+        """The pool is going away."""
+        self._close_upstream()
+        self._give_back(Outcome.NEUTRAL)
+        if self.started:
+            self._break_off(error)
+            self._end(error.code)
+        else:
+            self._refuse(error)
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def _refuse(self, error: GatewayError) -> None:
+        fields = self._request_id + self._cookie + (self._told if self.tried else b"")
+        refuse(self.exchange, error, openai=self.destination.openai, fields=fields)
+        self._end(error.code)
+
+    def _close_upstream(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _give_back(self, outcome: Outcome) -> None:
+        """The one place where an attempt's lease and permit end."""
+        lease, permit, replica = self.lease, self.permit, self.replica
+        self.lease = self.permit = None
+        if lease is not None and permit is not None and replica is not None:
+            self.pool.attempt_ended(replica, lease, permit, self.key, outcome, self._sent)
+
+    def _end(self, how: str) -> None:
+        """`how`: done, cancelled, or a failure's code."""
+        if self.phase == ENDED:
+            return
+        self.phase = ENDED
+        self._body = b""
+        if self._retry is not None:
+            self._retry.cancel()
+        self.pool.left(self, how)
+
+
+def outcome_of(status: int) -> Outcome:
+    """Of a whole answer: what the client did wrong and back-pressure say nothing of health."""
+    if status < 400:
+        return Outcome.SUCCESS
+    return Outcome.FAILURE if status >= 500 and status != 503 else Outcome.NEUTRAL
+
+
+def retry_after(headers: Headers) -> float:
+    """Seconds for which the replica wants to be left alone."""
+    for name, value in headers:
+        if name == b"retry-after" and value.isdigit() and len(value) < 10:
+            return min(float(value), LONGEST_BUSY_S)
+    return BUSY_S
