@@ -22,7 +22,7 @@ from gateway.policy.regression import Features, Shape
 _KNOWN = 32  # completions before predictions are used
 _UNSURE = 1.5  # typical error of the logarithm (a factor of 4.5) above which they are not
 _DRIFT = 0.1  # variance per second by which a replica's logarithmic speed may change unseen
-_DOUBT = 1.0  # standard errors within which a replica counts as no different from the others
+_DOUBT = 1.5  # standard errors within which a replica counts as no different from the others
 _BETTER = log(2.0)  # by which a replica may be believed faster than its weight promises
 _WARM = 16  # completions after which what was learned of a new replica replaces slow start
 _CLIP = 4.0  # times the prediction; longer ones tell of the request rather than of the replica
@@ -201,8 +201,7 @@ class Predictive:
 
     def _learn(self, replica: _Replica, lease: Lease, flight: _Flight, now: float) -> None:
         service = now - (flight.began if flight.began is not None else lease.taken)
-        service = max(service, 1e-9)
-        found = log(service / flight.shape)
+        found = log(max(service, 1e-9)) - log(max(flight.shape, 1e-12))
         self._completions += 1
         if replica.seen:
             variance = replica.variance + _DRIFT * min(now - replica.heard, 10.0)

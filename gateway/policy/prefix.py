@@ -20,7 +20,7 @@ from gateway.policy.rendezvous import SessionRouter
 
 def _boundaries() -> tuple[int, ...]:
     """Every 256 bytes up to 2 KiB, then in steps of a quarter up to 4 MiB: a shared prefix is
-    found to within a fifth of its length, and no prompt has more than 43 blocks."""
+    found to within a fifth of its length, and no prompt has more than 44 blocks."""
     places = list(range(256, 2049, 256))
     while places[-1] < 4 << 20:
         places.append((places[-1] * 5 // 4) // 256 * 256)

@@ -21,7 +21,8 @@ class Features(NamedTuple):
 
 
 _SIZE = len(Features._fields)
-_RIDGE = 0.05  # pull, relative to the data's, towards time proportional to cost
+_RIDGE = 0.004  # pull, relative to the data's, towards time proportional to cost
+_LEAST = 1e-12  # cost below which errors no longer weigh more
 _EVERY = 16  # observations between solutions
 _DECAY = 0.97  # of old observations at each solution: 512 observations have half their weight
 
@@ -43,7 +44,8 @@ class Shape:
     def observe(self, f: Features, value: float) -> None:
         """It took `value`, in units of cost. Errors count relative to the cost."""
         self._count += 1
-        weight = 1.0 / max(f.cost, 1e-12) ** 2
+        cost = max(f.cost, _LEAST)
+        weight = 1.0 / cost / cost  # squared, a huge cost would overflow
         for i, x in enumerate(f):
             if x:
                 xw = x * weight
@@ -57,12 +59,21 @@ class Shape:
             self._moments = [m * _DECAY for m in self._moments]
 
     def _solve(self) -> None:
-        gram = [row[:] for row in self._gram]
         right = self._moments[:]
-        right[1] += _RIDGE * gram[1][1]
-        for i in range(_SIZE):
-            gram[i][i] = gram[i][i] * (1.0 + _RIDGE) + 1e-12
-        solution = [max(0.0, x) for x in _solved(gram, right)]
+        right[1] += _RIDGE * self._gram[1][1]
+        active = [i for i in range(_SIZE) if self._gram[i][i] > 0.0]
+        solution = [0.0] * _SIZE
+        while active:
+            matrix = [[self._gram[i][j] for j in active] for i in active]
+            for place in range(len(active)):
+                matrix[place][place] *= 1.0 + _RIDGE
+            found = _solved(matrix, [right[i] for i in active])
+            lowest = min(found)
+            if lowest >= 0.0:
+                for place, i in enumerate(active):
+                    solution[i] = found[place]
+                break
+            del active[found.index(lowest)]  # out, and once more: a negative part means none
         at_mean = sum(x * m for x, m in zip(solution, self._means, strict=True))
         if at_mean > 0.0:
             scale = self._means[1] / at_mean
@@ -73,12 +84,13 @@ def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
     """Gaussian elimination; the ridge makes pivoting needless. Overwrites its arguments."""
     size = len(right)
     for i in range(size):
+        pivot = matrix[i][i] or 1e-300
         for k in range(i + 1, size):
-            factor = matrix[k][i] / matrix[i][i]
+            factor = matrix[k][i] / pivot
             if factor:
                 matrix[k] = [a - factor * b for a, b in zip(matrix[k], matrix[i], strict=True)]
                 right[k] -= factor * right[i]
     for i in reversed(range(size)):
         known = sum(matrix[i][j] * right[j] for j in range(i + 1, size))
-        right[i] = (right[i] - known) / matrix[i][i]
+        right[i] = (right[i] - known) / (matrix[i][i] or 1e-300)
     return right

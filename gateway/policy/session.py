@@ -108,9 +108,11 @@ def _field(body: Mapping[str, Any] | None, name: str) -> str:
     value = body.get(name) if body else None
     if isinstance(value, Mapping):
         value = value.get("id")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    return str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64:
+        return str(value)
+    return ""
 
 
 def _bounded(key: str) -> str:
