@@ -113,6 +113,14 @@ class ReplicaConfig:
     slowdown: float = _key(
         _number(1.1, 1000), "a new version slower by this factor is rolled back", default=3.0
     )
+    swap: str = _key(
+        _choice("ask", "auto"),
+        "ask: a loaded version waits until the gateway that steers has it swapped in; auto: never",
+        default="ask",
+    )
+    ask_s: float = _key(
+        _number(0.1, 3600), "ask: a gateway silent for so long is not waited for", default=5.0
+    )
     poll_s: float = _key(_number(0.01, 60), "how often the channel is looked at", default=0.25)
     load_bytes_per_second: int = _key(
         _SIZE, "bandwidth of loads beside traffic; 0 is no limit", default=2**29

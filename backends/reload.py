@@ -3,7 +3,7 @@
 ADMIT → LOAD → VERIFY → READY → SWAP → PROBATION → COMMIT | ROLLBACK. Pure: events and `now` come
 in, actions go out; the shell does them and reports. Invariants: one load at a time, and the latest
 wanted wins; what serves is never given up before another took its place; a refused hash is never
-tried again.
+tried again; READY lasts only while a gateway that steers is heard.
 """
 
 from __future__ import annotations
@@ -111,10 +111,13 @@ Action = Begin | Cancel | Swap | Commit | Release | Quarantine | Note
 
 
 class Reload:
-    """`keep` versions stay live after probation, the one in service included."""
+    """`keep` versions stay live after probation, the one in service included. `ask_s`: a version
+    that could take the place of a good one waits for `allow` while the last `steer` is not older;
+    None: it never waits."""
 
-    def __init__(self, *, probation_s: float, keep: int = 1) -> None:
-        self._probation_s, self._keep = probation_s, keep
+    def __init__(self, *, probation_s: float, keep: int = 1, ask_s: float | None = None) -> None:
+        self._probation_s, self._keep, self._ask_s = probation_s, keep, ask_s
+        self._steered_until = float("-inf")
         self.stage = Stage.IDLE
         self.serving: Target | None = None
         # What it loads, swaps to or has on probation.
@@ -129,6 +132,8 @@ class Reload:
         # Versions that passed probation here, or had none to pass: going back needs no proof.
         self._proven: set[str] = set()
         self._cancelling = False
+        # Whether the target was loaded for this swap, or had been kept.
+        self._fresh = False
         self._until = 0.0
         self._failures, self._retry_at = 0, 0.0
 
@@ -136,6 +141,11 @@ class Reload:
     def stuck(self) -> bool:
         """Nothing is served, and nothing that is wanted can be."""
         return self.serving is None and bool(self._wanted) and self._goal() is None
+
+    @property
+    def refused(self) -> list[Target]:
+        """What the channel points at or pointed at before, and is not served here."""
+        return [target for target in self._wanted if target.hash in self._refused]
 
     @property
     def generation(self) -> int:
@@ -160,6 +170,30 @@ class Reload:
         self._failures, self._retry_at = 0, 0.0
         return self._pursue(now)
 
+    def steer(self, now: float) -> list[Action]:
+        """A gateway decides the order of swaps, and is there."""
+        if self._ask_s is not None:
+            self._steered_until = now + self._ask_s
+        return []
+
+    def allow(self, version: str) -> list[Action]:
+        """It is this replica's turn. Raises ValueError when that version does not wait (any more):
+        the caller has seen an older state."""
+        if self.stage is not Stage.READY or self.target is None or self.target.version != version:
+            raise ValueError(f"version {version} does not wait for its swap here: {self.stage}")
+        return self._swap_to(self.target)
+
+    def refuse(self, version: str, reason: str, now: float) -> list[Action]:
+        """Never serve it here: it did worse elsewhere. What is in service already stays, unless it
+        is on probation."""
+        bad = next((target for target in self._wanted if target.version == version), None)
+        if bad is None or bad.hash in self._refused:
+            return []
+        if self.serving is not None and self.serving.hash == bad.hash:
+            return self.regressed(reason, now)
+        self._refused[bad.hash], self.problem = reason, f"{bad.version}: {reason}"
+        return [Note("reload.refused", bad, reason), *self._pursue(now)]
+
     def staged(self, target: Target, stage: Stage) -> list[Action]:
         if target != self.target or self.stage not in LOADING:
             return []
@@ -175,7 +209,8 @@ class Reload:
             gone: list[Action] = [Note("reload.superseded", target), Release(target)]
             return gone + self._pursue(now)
         self.held.insert(max(len(self.held) - 1, 0), target)
-        return self._swap_to(target)
+        self._fresh = True
+        return self._arrive(target, now)
 
     def failed(self, target: Target, failure: Failure, reason: str, now: float) -> list[Action]:
         assert target == self.target and self.stage in LOADING, (target, self.stage)
@@ -223,6 +258,8 @@ class Reload:
         """
         if self.stage is Stage.PROBATION:
             return self.regressed(reason, now)
+        if self.stage is Stage.READY and self.target is not None:
+            return self.refuse(self.target.version, reason, now)
         bad = self.serving
         if bad is None or self.stage is not Stage.IDLE:
             raise ValueError(f"nothing to roll back while the reload is at {self.stage}")
@@ -236,6 +273,8 @@ class Reload:
     def tick(self, now: float) -> list[Action]:
         if self.stage is Stage.PROBATION and now >= self._until:
             return self._settle(now)
+        if self.stage is Stage.READY and self.target is not None and not self._asks(now):
+            return [Note("reload.alone", self.target, "no gateway"), *self._swap_to(self.target)]
         return self._pursue(now)
 
     # ------------------------------------------------------------------------------ what follows
@@ -257,6 +296,9 @@ class Reload:
                 self._cancelling = True
                 return [Cancel(self.target)]
             return []
+        if self.stage is Stage.READY and self.target is not None:
+            moved = there or goal is None or goal.hash != self.target.hash
+            return self._withdraw(self.target) + self._pursue(now) if moved else []
         if there or goal is None:
             return []
         if self.stage is Stage.PROBATION:
@@ -268,16 +310,40 @@ class Reload:
             return []
         for live in self.held:
             if live.hash == goal.hash:
-                return self._swap_to(live)
+                self._fresh = False
+                return self._arrive(live, now)
         self.stage, self.target = Stage.ADMIT, goal
         return [Note("reload.admit", goal), Begin(goal)]
 
+    def _arrive(self, target: Target, now: float) -> list[Action]:
+        """It could be served: at once, or when the gateway says so."""
+        if not self._asks(now):
+            return self._swap_to(target)
+        self.stage, self.target = Stage.READY, target
+        return [Note("reload.ready", target)]
+
+    def _asks(self, now: float) -> bool:
+        """Only what can wait asks: where nothing good is served, any delay costs requests."""
+        settled = self.serving is not None and self.serving.hash not in self._refused
+        return settled and now < self._steered_until
+
+    def _withdraw(self, target: Target) -> list[Action]:
+        """It waits for its swap no more: another is wanted."""
+        self.stage, self.target = Stage.IDLE, None
+        actions: list[Action] = [Note("reload.superseded", target)]
+        if self._fresh:
+            self.held.remove(target)
+            actions.append(Release(target))
+        return actions
+
     def _swap_to(self, target: Target) -> list[Action]:
+        noted = self.stage is Stage.READY
         self.stage, self.target, self.fallback = Stage.SWAP, target, self.serving
         bad = self.serving is not None and self.serving.hash in self._refused
         if bad or target.hash in self._proven or not self._probation_s:
             self.fallback = None
-        return [Note("reload.ready", target), Swap(target, self.fallback)]
+        swap = Swap(target, self.fallback)
+        return [swap] if noted else [Note("reload.ready", target), swap]
 
     def _settle(self, now: float) -> list[Action]:
         """Commit to what is served; let go of what is not kept."""

@@ -109,6 +109,14 @@ class Follower:
         return self._reload.generation
 
     @property
+    def channel(self) -> str:
+        return self._channel
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        return tuple(target.version for target in self._reload.refused)
+
+    @property
     def stuck(self) -> bool:
         return self._reload.stuck
 
@@ -139,6 +147,20 @@ class Follower:
             self._do(self._reload.give_up("rolled back by an operator", time.monotonic()))
         except ValueError as error:
             raise Conflict(str(error)) from error
+
+    def steer(self) -> None:
+        """A gateway decides when a loaded version is swapped in; said again and again."""
+        self._do(self._reload.steer(time.monotonic()))
+
+    def allow(self, version: str) -> None:
+        """Swap it in now. Raises Conflict when it does not wait for that."""
+        try:
+            self._do(self._reload.allow(version))
+        except ValueError as error:
+            raise Conflict(str(error)) from error
+
+    def refuse(self, version: str, reason: str) -> None:
+        self._do(self._reload.refuse(version, reason, time.monotonic()))
 
     def observe(self, batch: Batch) -> None:
         """A batch has run."""

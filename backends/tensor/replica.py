@@ -93,6 +93,8 @@ class TensorReplica:
             generation=follower.generation if follower else 0,
             reload=str(follower.stage) if follower else "idle",
             reload_to=follower.loading_to if follower else "",
+            channel=follower.channel if follower else "",
+            refused=follower.refused if follower else (),
             slots=self._config.slots,
             pid=os.getpid(),
             signature=serving.signature.to_json() if serving else None,
@@ -137,20 +139,27 @@ class TensorReplica:
         self._ledger.lost(connection)
 
     def control(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        operations: dict[str, Callable[[], None]] = {
-            "status": lambda: None,
-            "reload": self._reload,
-            "rollback": self._roll_back,
-            "drain": lambda: self.drain("drained by an operator"),
-            "undrain": self._undrain,
+        operations: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+            "status": (lambda: None, ()),
+            "reload": (self._reload, ()),
+            "rollback": (self._roll_back, ()),
+            "drain": (lambda: self.drain("drained by an operator"), ()),
+            "undrain": (self._undrain, ()),
+            "steer": (lambda: self._following().steer(), ()),
+            "swap": (lambda version: self._following().allow(version), ("version",)),
+            "refuse": (self._refuse, ("version", "reason")),
         }
         if op not in operations:
             raise Unsupported(f"unknown op {op!r}; known: {', '.join(operations)}", param="op")
-        if arguments:
-            raise BadFrame(f"op {op!r} takes no arguments", param=next(iter(arguments)))
-        if op != "status":
-            self._events("control", op=op)
-        operations[op]()
+        work, names = operations[op]
+        for name in {*arguments} ^ {*names}:
+            raise BadFrame(f"op {op!r} takes {', '.join(names) or 'no arguments'}", param=name)
+        for name, value in arguments.items():
+            if not isinstance(value, str):
+                raise BadFrame(f"{name} of op {op!r} is a string", param=name)
+        if op not in ("status", "steer"):
+            self._events("control", op=op, **arguments)
+        work(**arguments)
         return self.status().to_json()
 
     def _reload(self) -> None:
@@ -158,6 +167,9 @@ class TensorReplica:
 
     def _roll_back(self) -> None:
         self._following().roll_back()
+
+    def _refuse(self, version: str, reason: str) -> None:
+        self._following().refuse(version, reason)
 
     def _following(self) -> Follower:
         if self._follower is None:
@@ -268,7 +280,11 @@ class TensorReplica:
             Run(config.folder(config.run)),
             config.channel,
             loader=parts.loader,
-            reload=Reload(probation_s=config.probation_s, keep=config.versions),
+            reload=Reload(
+                probation_s=config.probation_s,
+                keep=config.versions,
+                ask_s=config.ask_s if config.swap == "ask" else None,
+            ),
             host=self,
             events=self._events,
             poll_s=config.poll_s,

@@ -160,7 +160,9 @@ class Status:
     `kind`: tensor or llm. `state`: loading, ready, draining or failed (`reason` says why).
     `version` serves new requests; `versions` are all that can be pinned now. `generation` is the
     channel's generation that the replica follows. `reload` is the state of the reload protocol
-    (idle, admit, load, verify, ready, swap, probation) and `reload_to` the version it loads.
+    (idle, admit, load, verify, ready, swap, probation) and `reload_to` the version it loads; at
+    ready it waits for `swap`. `channel` is what it follows, and `refused` are versions of it that
+    it does not serve.
     `slots`: batches that the replica takes at a time. `load`: numbers for routing (an LLM's waiting
     and running sequences, free pages, tokens per second).
     """
@@ -174,6 +176,8 @@ class Status:
     generation: int = 0
     reload: str = "idle"
     reload_to: str = ""
+    channel: str = ""
+    refused: tuple[str, ...] = ()
     slots: int = 1
     pid: int = 0
     signature: dict[str, Any] | None = None
@@ -184,4 +188,5 @@ class Status:
 
     @classmethod
     def from_json(cls, meta: dict[str, Any]) -> Status:
-        return cls(**{**meta, "versions": tuple(meta.get("versions", ()))})
+        lists = {name: tuple(meta.get(name, ())) for name in ("versions", "refused")}
+        return cls(**{**meta, **lists})

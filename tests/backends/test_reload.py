@@ -213,11 +213,112 @@ def test_without_probation_a_swap_commits():
     assert done == [Commit(B), Release(A)]
 
 
+def steered():
+    """A, with B waiting for its turn."""
+    reload = Reload(probation_s=10, keep=2, ask_s=3)
+    reload.steer(0)
+    reload.want([A], 0)
+    assert deeds(reload.loaded(A, 0)) == [Swap(A, None)], "nothing served: nobody is asked"
+    reload.swapped(A, 0)
+    reload.want([B, A], 1)
+    assert deeds(reload.loaded(B, 1)) == []
+    assert reload.stage is Stage.READY and reload.serving == A and reload.target == B
+    return reload
+
+
+def test_a_loaded_version_waits_for_its_turn():
+    reload = steered()
+    assert deeds(reload.tick(2)) == []
+    assert deeds(reload.allow(B.version)) == [Swap(B, A)]
+    reload.swapped(B, 2)
+    assert reload.stage is Stage.PROBATION
+
+
+def test_a_gateway_that_falls_silent_is_not_waited_for():
+    reload = steered()
+    reload.steer(2)
+    assert deeds(reload.tick(4.9)) == []
+    alone = reload.tick(5)
+    assert deeds(alone) == [Swap(B, A)] and alone[0] == Note("reload.alone", B, "no gateway")
+
+
+def test_only_what_waits_can_be_allowed():
+    reload = steered()
+    with pytest.raises(ValueError, match=C.version):
+        reload.allow(C.version)
+    reload.allow(B.version)
+    with pytest.raises(ValueError, match="does not wait"):
+        reload.allow(B.version)
+
+
+def test_what_waits_gives_way_to_what_is_newer():
+    reload = steered()
+    assert deeds(reload.want([C, B, A], 2)) == [Release(B), Begin(C)]
+    assert reload.held == [A]
+
+
+def test_what_waits_is_let_go_when_the_channel_goes_back():
+    reload = steered()
+    assert deeds(reload.want([target(1, 3), B, A], 2)) == [Release(B)]
+    assert reload.stage is Stage.IDLE and reload.serving == A
+
+
+def test_a_kept_version_that_waits_stays_when_it_gives_way():
+    reload = steered()
+    reload.allow(B.version)
+    reload.swapped(B, 2)
+    reload.tick(12)
+    reload.steer(12)
+    assert deeds(reload.want([target(1, 3), B, A], 12)) == []
+    assert reload.stage is Stage.READY and reload.target == A
+    assert deeds(reload.want([target(2, 4), B, A], 13)) == []
+    assert reload.stage is Stage.IDLE and reload.held == [A, B]
+
+
+def test_a_regression_waits_for_nobody():
+    reload = steered()
+    reload.allow(B.version)
+    reload.swapped(B, 2)
+    reload.steer(3)
+    assert deeds(reload.regressed("slow", 3)) == [Swap(A, None)]
+
+
+def test_what_did_worse_elsewhere_is_refused_wherever_it_has_got_to():
+    reload = steered()
+    assert deeds(reload.refuse(B.version, "slow", 2)) == [Release(B)]
+    assert reload.refused == [B] and reload.problem == f"{B.version}: slow"
+    assert deeds(reload.retry(3)) == [Begin(B)]
+    assert deeds(reload.refuse(B.version, "slow", 4)) == [Cancel(B)]
+    reload = steered()
+    reload.allow(B.version)
+    reload.swapped(B, 2)
+    assert deeds(reload.refuse(B.version, "slow", 3)) == [Swap(A, None)]
+
+
+def test_what_is_in_service_is_not_refused():
+    reload = serving(A, B)
+    assert reload.refuse(B.version, "slow", 50) == [] and reload.refused == []
+    assert reload.refuse("9-unknown", "slow", 50) == []
+
+
+def test_an_operator_who_rolls_back_refuses_what_waits():
+    reload = steered()
+    assert deeds(reload.give_up("operator", 2)) == [Release(B)]
+    assert reload.serving == A and reload.refused == [B]
+
+
+def test_a_replica_that_swaps_by_itself_is_steered_by_nobody():
+    reload = serving(A)
+    reload.steer(1)
+    reload.want([B, A], 1)
+    assert deeds(reload.loaded(B, 1)) == [Swap(B, A)]
+
+
 class Shell:
     """Does what the machine says, a step whenever the test wants, and checks it."""
 
     def __init__(self, keep):
-        self.reload = Reload(probation_s=10, keep=keep)
+        self.reload = Reload(probation_s=10, keep=keep, ask_s=3)
         self.loading = self.swapping = None
         self.live, self.refused, self.now = set(), set(), 0.0
         self.ever_served = False
@@ -267,6 +368,9 @@ events = st.lists(
         st.tuples(st.just("wait"), st.sampled_from([0.3, 5.0, 40.0])),
         st.tuples(st.just("regress"), st.none()),
         st.tuples(st.just("give_up"), st.none()),
+        st.tuples(st.just("steer"), st.none()),
+        st.tuples(st.just("allow"), st.none()),
+        st.tuples(st.just("refuse"), st.integers(1, 5)),
     ),
     max_size=60,
 )
@@ -290,8 +394,18 @@ def test_whatever_happens_the_invariants_hold_and_the_wanted_is_served(events, k
             if actions:
                 shell.refused.add(before.hash)
             shell.do(actions)
+        elif kind == "steer":
+            shell.do(shell.reload.steer(shell.now))
+        elif kind == "allow":
+            if shell.reload.stage is Stage.READY:
+                shell.do(shell.reload.allow(shell.reload.target.version))
+        elif kind == "refuse":
+            actions = shell.reload.refuse(target(value).version, "why", shell.now)
+            shell.refused |= {goal.hash for goal in shell.reload.refused}
+            shell.do(actions)
         else:
-            before = shell.reload.serving
+            waits = shell.reload.stage is Stage.READY
+            before = shell.reload.target if waits else shell.reload.serving
             try:
                 actions = shell.reload.give_up("why", shell.now)
             except ValueError:
