@@ -35,14 +35,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw there (matplotlib)")
     parser.add_argument("--seed", type=int, default=1, help="of the first trace (default 1)")
     parser.add_argument("--cell", action="append", metavar="NAME", help="only cells of this name")
+    parser.add_argument("--load", action="append", type=float, help="only this share of L1")
     args = parser.parse_args(argv)
     if args.plots is not None:
         from bench.sim.batch_plots import draw  # before the work: it may not be installed
     requests, tune, count = (4_000, 2_500, 3) if args.quick else (20_000, 6_000, 5)
-    loads = _QUICK_LOADS if args.quick else _LOADS
+    loads = args.load or (_QUICK_LOADS if args.quick else _LOADS)
     cells = [c for c in (QUICK if args.quick else FULL) if not args.cell or c.name in args.cell]
     if not cells:
-        parser.error(f"--cell: no such cell; there are {', '.join(sorted({c.name for c in FULL}))}")
+        parser.error(f"--cell: there are {', '.join(sorted({c.name for c in FULL}))}")
     began = time.monotonic()
     matches: list[Match] = []
     seeds = range(args.seed, args.seed + count)
