@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import config
-from gateway.config import ConfigError, GatewayConfig, ModelConfig
+from gateway.config import ConfigError, GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.config_schema import json_schema
 
 
@@ -57,7 +57,16 @@ def _show(found: GatewayConfig) -> None:
 def _replicas(model: ModelConfig) -> str:
     return "\n".join(
         f"{replica.name}: {replica.kind}, "
-        + (f"spawned from {replica.spawn.name}" if replica.spawn else f"at {replica.address}")
+        + _place(replica)
         + (f", weight {replica.weight:g}" if replica.weight != 1.0 else "")
         for replica in model.replicas
     )
+
+
+def _place(replica: ReplicaConfig) -> str:
+    if replica.spawn is not None:
+        return f"spawned from {replica.spawn.name}"
+    if replica.command is not None:
+        return f"runs {replica.command[0]}"
+    found = " and wherever else its name leads" if replica.discover else ""
+    return f"at {replica.address}{found}"

@@ -16,8 +16,9 @@ from typing import Any
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.dns import follow
 from gateway.errors import NoReplica, NotFound
+from gateway.http_address import address_of
 from gateway.http_pool import HttpPool
-from gateway.http_replica import HttpReplica, address_of
+from gateway.http_replica import HttpReplica
 from gateway.relay.endpoint import Endpoint
 from gateway.relay.surface import RelaySurface
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from gateway.config import RelayConfig, ReplicaConfig
@@ -30,23 +29,6 @@ LOOK_S = 5.0
 # So many looks in a row must fail before one that can be reached counts as unwell.
 FALL = 2
 UNBOUNDED = 1_000_000
-
-
-def port_file(runtime: Path, name: str) -> Path:
-    """Where the supervisor notes on which port a replica that it runs was told to listen."""
-    return runtime / f"{name}.port"
-
-
-def address_of(config: ReplicaConfig, runtime: Path) -> str | None:
-    """Its address, None while the supervisor has not said it. Also of a spawned one."""
-    if config.command is None:
-        return config.address
-    if "{socket}" in "\n".join(config.command):
-        return f"unix:{runtime}/{config.name}.sock"
-    try:
-        return f"http://127.0.0.1:{int(port_file(runtime, config.name).read_text())}"
-    except (OSError, ValueError):
-        return None
 
 
 class HttpReplica:

@@ -235,7 +235,7 @@ class Operations:
 
     def _find(self, name: str) -> None:
         known = [replica.name for _, replica in self._running.config.replicas()]
-        if name not in known:
+        if name.partition("@")[0] not in known:  # one address of a name has it before an @
             raise ControlError(
                 f"there is no replica {name!r}; known: {', '.join(known)}",
                 status=404,

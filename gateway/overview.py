@@ -30,9 +30,12 @@ def overview(
             found for report in reports for found in report["models"] if found["name"] == model.name
         ]
         replicas = []
+        all_views = [view for found in seen for view in found["replicas"]]
         for replica in model.replicas:
-            views = [view for found in seen for view in found["replicas"]]
-            views = [view for view in views if view["name"] == replica.name]
+            if replica.discover is not None:
+                replicas += _found(replica.name, all_views)
+                continue
+            views = [view for view in all_views if view["name"] == replica.name]
             unseen = {
                 "name": replica.name,
                 "kind": replica.kind,
@@ -42,6 +45,15 @@ def overview(
             replicas.append(_replica(unseen, views, processes.get(replica.name)))
         merged.append({**_model(model.name, seen), "replicas": replicas})
     return merged
+
+
+def _found(name: str, views: Sequence[Json]) -> list[Json]:
+    """Replicas that a name in the configuration stands for, each named by its address."""
+    by_name: dict[str, list[Json]] = {}
+    for view in views:
+        if view["name"].partition("@")[0] == name:
+            by_name.setdefault(view["name"], []).append(view)
+    return [_replica({}, each, None) for _, each in sorted(by_name.items())]
 
 
 def _model(name: str, seen: Sequence[Json]) -> Json:

@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 MAX_LINE = 8192  # a longer line of output is cut into several
@@ -59,11 +60,13 @@ class Backoff:
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One start of a process. `inherited` descriptors keep their numbers in it; `started` is called
-    in the parent once it runs, or once it could not be started."""
+    in the parent once it runs, or once it could not be started. `folder`: where it runs; left out,
+    where we do."""
 
     command: Sequence[str]
     inherited: Sequence[int] = ()
     environ: Mapping[str, str] | None = None
+    folder: Path | None = None
     started: Callable[[], None] | None = None
 
 
@@ -163,6 +166,7 @@ class Child:
                 stderr=output.writing,
                 pass_fds=tuple(launch.inherited),
                 env=launch.environ,
+                cwd=launch.folder,
                 # A Ctrl-C in the terminal is ours to pass on, after the requests have ended.
                 start_new_session=True,
                 preexec_fn=_die_with_parent(os.getpid()),

@@ -1,6 +1,6 @@
-"""A native replica on this host as the supervisor keeps it: the process and the file it runs.
+"""A replica on this host as the supervisor keeps it: the process and what it runs.
 
-Owns nothing of what the replica does; workers see that over the wire. Invariant: two processes of
+Owns nothing of what the replica does; workers see that over its socket. Invariant: two processes of
 the same `recipe` would serve the same.
 """
 
@@ -12,30 +12,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway.config import ReplicaConfig
+from gateway.http_address import command_for
 from gateway.process import Backoff, Child, Launch
 
 
 class ReplicaProcess:
-    """`command` serves when the file and `--listen ADDRESS` are added to it."""
+    """`command` serves a native replica when its file and `--listen ADDRESS` are added to it; an
+    http one has a command of its own, which runs in `folder`."""
 
     def __init__(
         self,
         replica: ReplicaConfig,
-        address: str,
+        runtime: Path,
         command: Sequence[str],
         backoff: Backoff,
         *,
+        folder: Path,
         died: Callable[[ReplicaProcess, str, float], None],
     ) -> None:
-        assert replica.spawn is not None
-        self.name, self.address = replica.name, address
-        self.recipe = recipe(replica.spawn)
+        self.name = replica.name
+        self.recipe = recipe(replica)
         self.child = Child(replica.name, self._launch, self, backoff)
-        self._command = (*command, str(replica.spawn), "--listen", address)
+        self._replica, self._runtime = replica, runtime
+        self._command, self._folder = command, folder
         self._died = died
 
     def _launch(self) -> Launch:
-        return Launch(self._command)
+        replica, runtime = self._replica, self._runtime
+        if replica.command is not None:
+            return Launch(command_for(replica, runtime), folder=self._folder)
+        return Launch((*self._command, str(replica.spawn), "--listen", replica.socket(runtime)))
 
     async def running(self, child: Child) -> None:
         """Nothing to do with it: it listens, and the workers come."""
@@ -45,6 +51,10 @@ class ReplicaProcess:
         self._died(self, how, wait_s)
 
 
-def recipe(spawn: Path) -> tuple[str, str]:
-    """What a replica's process is made from: its file, and what is in it."""
-    return str(spawn), hashlib.blake2b(spawn.read_bytes(), digest_size=16).hexdigest()
+def recipe(replica: ReplicaConfig) -> tuple[str, ...]:
+    """What a replica's process is made from: its file and what is in it, or its command."""
+    if replica.command is not None:
+        return replica.command
+    assert replica.spawn is not None
+    content = hashlib.blake2b(replica.spawn.read_bytes(), digest_size=16).hexdigest()
+    return str(replica.spawn), content

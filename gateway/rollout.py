@@ -18,6 +18,7 @@ from gateway.config import ConfigError, Problem, ReplicaConfig
 from gateway.config_lines import key_lines, line_of
 from gateway.control import ControlError, replica_status
 from gateway.events import Events
+from gateway.http_address import address_of
 from gateway.operations import Operations
 from gateway.replica_process import ReplicaProcess, recipe
 from gateway.settings import Settings
@@ -89,7 +90,7 @@ class Rollout:
 
     async def _apply(self, new: Settings) -> list[str]:
         fleet, old = self._fleet, self._fleet.settings
-        wanted = {r.name: r for _, r in new.config.replicas() if r.spawn is not None}
+        wanted = {r.name: r for _, r in new.config.replicas() if r.spawned}
         listed = {replica.name for _, replica in new.config.replicas()}
         gone = [r.name for _, r in old.config.replicas() if r.name not in listed]
         added = [replica for name, replica in wanted.items() if name not in fleet.replicas]
@@ -97,7 +98,7 @@ class Rollout:
         changed = [
             replica
             for name, replica in wanted.items()
-            if name in fleet.replicas and fleet.replicas[name].recipe != _recipe(replica)
+            if name in fleet.replicas and fleet.replicas[name].recipe != recipe(replica)
         ]
         for replica in added:
             fleet.spawn(replica)
@@ -136,10 +137,9 @@ class Rollout:
         """Wait, within bounds, until it can serve. Raises ControlError when its process dies."""
         process = self._fleet.replicas[replica.name]
         child = process.child
-        address = replica.socket(self._fleet.runtime)
         try:
             async with asyncio.timeout(READY_S):
-                while not await _says_ready(address):
+                while not await _says_ready(replica, self._fleet.runtime):
                     if self._fleet.replicas.get(replica.name) is not process:
                         raise ControlError("the gateway is stopping", status=503, code="stopping")
                     if child.restarts >= HOPELESS:
@@ -165,17 +165,29 @@ class Rollout:
         return sum(replica["in_flight"] for replica in found)
 
 
-def _recipe(replica: ReplicaConfig) -> tuple[str, str]:
-    assert replica.spawn is not None
-    return recipe(replica.spawn)
-
-
-async def _says_ready(address: str) -> bool:
+async def _says_ready(replica: ReplicaConfig, runtime: Path) -> bool:
     try:
         async with asyncio.timeout(LISTEN_S):
+            if replica.kind == "http":
+                return await _accepts(address_of(replica, runtime) or "")
+            address = replica.socket(runtime)
             await replica_status(address, lambda status: status.state == "ready")
     except (ControlError, TimeoutError):
         return False
+    return True
+
+
+async def _accepts(address: str) -> bool:
+    """Whether an HTTP server listens there; workers look at more before they use it."""
+    try:
+        if address.startswith("unix:"):
+            _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.removeprefix("http://").partition(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+    except (OSError, ValueError):
+        return False
+    writer.close()
     return True
 
 

@@ -135,7 +135,7 @@ class Supervisor:
         except TimeoutError:
             log.warning("some workers are not ready yet; starting the replicas beside them")
         for _, replica in self.config.replicas():
-            if replica.spawn is not None and replica.name not in self.replicas:
+            if replica.spawned and replica.name not in self.replicas:
                 self.spawn(replica)
         self.state = "serving"
 
@@ -166,9 +166,10 @@ class Supervisor:
             raise ControlError("the gateway is stopping", status=503, code="stopping")
         process = ReplicaProcess(
             replica,
-            replica.socket(self.runtime),
+            self.runtime,
             self._replica_command,
             self._backoff(),
+            folder=self.config.path.resolve().parent,
             died=self._replica_died,
         )
         self.replicas[replica.name] = process
