@@ -124,5 +124,3 @@ class Talk:
     async def one(self) -> Any:
         (message,) = await self.said()
         return message
-
-

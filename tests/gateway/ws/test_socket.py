@@ -11,7 +11,7 @@ from hypothesis import given
 from gateway.errors import Shed
 from gateway.ws import SocketLimits
 from tests.gateway.oip.fakes import FakeModel, simple_answer
-from tests.gateway.ws.fakes import X, Talk, binary, client_frame, handshake, infer, text
+from tests.gateway.ws.fakes import Talk, X, binary, client_frame, handshake, infer, text
 
 PACKED = struct.pack("<3f", 1, 2.5, -3)
 
