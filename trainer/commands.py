@@ -10,9 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.errors import TrainerError
 from trainer.gate import Gate
+
+if TYPE_CHECKING:  # checkpoints load torch, which `--help` and a wrong argument need not wait for
+    from backends.checkpoint import Run
 
 VERBS = {
     "ls": "the committed checkpoints, and what points at them",
@@ -84,7 +88,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _ls(run, arguments) -> int:  # type: ignore[no-untyped-def]
+def _ls(run: Run, arguments: argparse.Namespace) -> int:
     from backends.checkpoint import (
         CheckpointError,
         channel_names,
@@ -123,7 +127,7 @@ def _ls(run, arguments) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def _verify(run, arguments) -> int:  # type: ignore[no-untyped-def]
+def _verify(run: Run, arguments: argparse.Namespace) -> int:
     from backends.checkpoint import CheckpointError, verify
 
     steps, broken = arguments.steps or run.steps(), 0
@@ -141,7 +145,7 @@ def _verify(run, arguments) -> int:  # type: ignore[no-untyped-def]
     return 1 if broken else 0
 
 
-def _publish(run, arguments) -> int:  # type: ignore[no-untyped-def]
+def _publish(run: Run, arguments: argparse.Namespace) -> int:
     from trainer.publish import publish_step
 
     step = arguments.step
@@ -157,7 +161,7 @@ def _publish(run, arguments) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def _rollback(run, arguments) -> int:  # type: ignore[no-untyped-def]
+def _rollback(run: Run, arguments: argparse.Namespace) -> int:
     from backends.checkpoint import rollback
 
     record = rollback(run, arguments.channel)
@@ -165,7 +169,7 @@ def _rollback(run, arguments) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def _prune(run, arguments) -> int:  # type: ignore[no-untyped-def]
+def _prune(run: Run, arguments: argparse.Namespace) -> int:
     from backends.checkpoint import prunable, prune
 
     if arguments.dry_run:

@@ -6,6 +6,7 @@ reads no tensor. Invariant: every line of metrics.jsonl is one whole JSON object
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,9 +98,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell() and path.read_bytes()[-1:] != b"\n":
-            self._file.write(b"\n")  # a kill cut the last line short; it stands alone
+        self._file = path.open("a+b", buffering=0)
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")  # a kill cut the last line short; it stands alone
 
     def write(self, event: str, **values: Any) -> None:
         line = {"event": event, "time": round(time.time(), 3), **values}

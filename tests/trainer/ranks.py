@@ -181,3 +181,10 @@ def slow_steps() -> None:
         step(self, number)
 
     Loop._step = slow  # type: ignore[method-assign]
+
+
+def small_units() -> None:
+    """Each block of a module list is sharded by itself, however small."""
+    from trainer import parallel
+
+    parallel.UNIT_PARAMETERS = 1

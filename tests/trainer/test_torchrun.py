@@ -10,9 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from backends.checkpoint import Run, read_channel
 from tests.trainer.ranks import BOUND_S, Ranks, journal, weight_hashes
 from tests.trainer.tiny import CONFIG
+
+# Several launches a test: a machine that others use may take its time.
+pytestmark = pytest.mark.timeout(300)
 
 OPTIONS = ("steps=400", "checkpoint.every=50", "checkpoint.keep=100")
 
