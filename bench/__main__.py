@@ -17,6 +17,9 @@ EXAMPLES = """\
 examples:
   python -m bench list
   python -m bench run small-tensor --quick
+  python -m bench load --url http://127.0.0.1:8080 --preset digits --rate 2000
+  python -m bench compare before.json after.json
+  python -m bench rivals install
   python -m bench sim batching --quick
 """
 
@@ -39,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", help="the scenarios, the simulations and the rivals")
     _run(verbs.add_parser("run", help="run one scenario"))
     _load(verbs.add_parser("load", help="put load on any HTTP server"))
+    _compare(verbs.add_parser("compare", help="two records of a scenario: which is better"))
     _rivals(verbs.add_parser("rivals", help="install the servers that we are measured beside"))
     sim = verbs.add_parser("sim", help="run the production policies in simulated time")
     sim.add_argument("subject", choices=sorted(SIMULATIONS))
@@ -89,6 +93,12 @@ def _load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="(default 1)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and presets (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example: python -m bench compare before.json after.json"
+    parser.add_argument("a", type=Path, metavar="A.json", help="what `bench run --json` wrote")
+    parser.add_argument("b", type=Path, metavar="B.json", help="the same, of what may be better")
 
 
 def _rivals(parser: argparse.ArgumentParser) -> None:

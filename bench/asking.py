@@ -10,6 +10,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,15 @@ def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float = 30.
         raise MeasureFailed(f"answered {error.code}: {said}") from error
     except OSError as error:
         raise MeasureFailed(f"did not answer: {error}") from error
+
+
+def get_json(url: str) -> Any:
+    """Raises MeasureFailed."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return json.loads(reply.read())
+    except (OSError, ValueError) as error:
+        raise MeasureFailed(f"{url}: {error}") from error
 
 
 def check_mlp(contender: Contender, seed: int) -> None:

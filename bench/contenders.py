@@ -67,9 +67,9 @@ def _penstock_ready(server: Server) -> str:
     return base
 
 
-def penstock_listens(server: Server) -> tuple[str, str]:
+def penstock_listens(server: Server, *, every: float = 0.02) -> tuple[str, str]:
     """The URLs for clients and for operators, as the gateway's log says them."""
-    said = server.wait_said(r"listening on (http://\S+), admin on (http://\S+)")
+    said = server.wait_said(r"listening on (http://\S+), admin on (http://\S+)", every=every)
     return said[1], said[2]
 
 

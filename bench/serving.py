@@ -104,9 +104,11 @@ class Server:
         self.wait("readiness", lambda: answers(url), seconds, every=every)
         return time.monotonic() - self.started
 
-    def wait_said(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+    def wait_said(
+        self, pattern: str, seconds: float = 60.0, *, every: float = 0.02
+    ) -> re.Match[str]:
         """Until its log has a match. Raises ServerFailed."""
-        found = self.wait(pattern, lambda: re.search(pattern, self.log), seconds)
+        found = self.wait(pattern, lambda: re.search(pattern, self.log), seconds, every=every)
         assert found is not None  # `wait` returns true values only
         return found
 

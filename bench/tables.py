@@ -1,4 +1,4 @@
-"""How figures are shown: one row a server, one column a metric, beside its spread."""
+"""How figures are shown: medians of servers and metrics, with the spread of their repetitions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bench.series import Series
 
 
 def figures_table(title: str, names: Sequence[str], metrics: Sequence[Series]) -> Table:
+    """One row a server."""
     table = Table(title=title, title_justify="left")
     table.add_column("server")
     for series in metrics:
@@ -20,6 +21,21 @@ def figures_table(title: str, names: Sequence[str], metrics: Sequence[Series]) -
         for series in metrics:
             cells += _cells(series, name)
         table.add_row(name, *cells)
+    return table
+
+
+def metrics_table(title: str, names: Sequence[str], metrics: Sequence[Series]) -> Table:
+    """One row a metric."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("spread", justify="right", style="dim")
+    for series in metrics:
+        cells: list[str] = []
+        for name in names:
+            cells += _cells(series, name)
+        table.add_row(series.metric, *cells)
     return table
 
 

@@ -51,7 +51,7 @@ def run(options: Options) -> Record:
         goals=_goals(rate, p50, rivals),
         detail={
             "p50_1_connection_ms": {name: p50.figure(name) for name in names},
-            "repetitions": {"rate": rate.to_json(), "p50_1_connection": p50.to_json()},
+            "repetitions": {series.metric: series.to_json() for series in (rate, p50)},
             "cores": bench.cores,
             "generator": bench.generator.name,
             "generator_limits": bench.limits,
@@ -110,7 +110,7 @@ class _Bench:
     def measure(self) -> tuple[Series, Series]:
         quick = self._options.quick
         names = [name for name in self._contenders if name not in self._failures]
-        rate = Series("requests a second, 64 connections", "req/s", higher_is_better=True)
+        rate = Series("rate, 64 connections", "req/s", higher_is_better=True)
         rate.failures |= self._failures
         with self._options.console.status("64 connections ..."):
             interleave(rate, names, 3 if quick else 7, self._rate)
