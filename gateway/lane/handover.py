@@ -127,6 +127,9 @@ class Guest(asyncio.Protocol):
             return False
         if self._conn.is_unread:
             return False  # the application would never hear that writing goes on
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         keep_alive = getattr(self._app, "keep_alive", None)
         if keep_alive is not None:
             keep_alive(True)  # stops its timer for idle connections: this one may be busy with us

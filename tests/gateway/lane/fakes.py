@@ -232,6 +232,7 @@ def make_lane(
 
     lane = Lane(resolve, hand_over, limits, clock=clock or Clock())
     if warm:
+        lane.prefixes.tick()
         # As after the first answers: the quick path is open to these.
         for status in (200, 201, 401):
             for content_type in (b"application/json", b"text/plain", b"text/x"):

@@ -89,3 +89,16 @@ async def test_another_protocol_than_aiohttps_keeps_the_connection():
     assert plain.received == APP + X and not wire.transport.closed
     wire.transport.close()
     assert lane.stats.handed == lane.stats.open == 0
+
+
+async def test_a_connection_is_given_back_once(monkeypatch):
+    monkeypatch.setattr("gateway.lane.handover.FIRST_LOOK_S", 0.0)
+    app, lane_handler = FakeApp(), Later()
+    lane = make_lane(None, hand_over=lambda: app, x=lane_handler)
+    wire = Wire(lane).send(APP + X)  # the application has not answered: it will be asked again
+    app.rest()
+    wire.connection.drain()  # ... but this comes first
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(lane_handler.seen) == 1 and lane.stats.handed == 0
+    wire.transport.close()
