@@ -206,6 +206,12 @@ class ModelConfig:
     retries: int = option(
         Whole(0, 16), "further replicas tried before the first byte of an answer", default=2
     )
+    rollout: str = option(
+        Choice("probation", "swap"),
+        "native: a new version goes to one replica after another, once the first of them has had "
+        "it through its probation (probation) or has swapped (swap)",
+        default="probation",
+    )
 
     relay: RelayConfig = table(RelayConfig)  # noqa: RUF009 - a field
 

@@ -186,7 +186,7 @@ class ControlChannel(asyncio.BufferedProtocol):
 
 async def call_replica(address: str, op: str, /, **arguments: Any) -> dict[str, Any]:
     """One operation on the native replica at `unix:/path` or `tcp:host:port`, then goodbye."""
-    channel = await _greet(address)
+    channel = await open_replica(address)
     try:
         return await channel.call(op, **arguments)
     finally:
@@ -198,14 +198,16 @@ async def replica_status(
 ) -> Status:
     """What the native replica there says of itself, once `accept` takes it. Raises ControlError
     when it cannot be reached or goes away."""
-    channel = await _greet(address)
+    channel = await open_replica(address)
     try:
         return await channel.status(accept)
     finally:
         channel.close()
 
 
-async def _greet(address: str) -> ControlChannel:
+async def open_replica(address: str) -> ControlChannel:
+    """A channel to the native replica at `unix:/path` or `tcp:host:port`; close it. Raises
+    ControlError when it cannot be reached."""
     loop = asyncio.get_running_loop()
 
     def make() -> ControlChannel:

@@ -58,7 +58,11 @@ class Ledger:
 def gateway_families(status: dict[str, Any]) -> list[Family]:
     """What only the gateway as a whole knows, from its status."""
     ready, in_flight, weights, replica_restarts = [], [], [], []
+    versions, skews = [], []
     for model in status["models"]:
+        rollout = model.get("rollout", {"versions": {}, "skew_s": 0.0})
+        versions += [[[model["name"], v], n] for v, n in rollout["versions"].items()]
+        skews.append([[model["name"]], rollout["skew_s"]])
         for replica in model["replicas"]:
             labels = [model["name"], replica["name"]]
             ready.append([labels, int(replica["state"] == "ready")])
@@ -78,6 +82,20 @@ def gateway_families(status: dict[str, Any]) -> list[Family]:
         ["penstock_replica_ready", "gauge", "1 where every worker may use it.", of, *ready],
         ["penstock_replica_in_flight", "gauge", "Batches that it executes.", of, *in_flight],
         ["penstock_replica_weight", "gauge", "Its share beside the others.", of, *weights],
+        [
+            "penstock_version_replicas",
+            "gauge",
+            "Native replicas that serve a version.",
+            ["model", "version"],
+            *versions,
+        ],
+        [
+            "penstock_version_skew_seconds",
+            "gauge",
+            "For how long replicas of one channel have served different versions.",
+            ["model"],
+            *skews,
+        ],
         ["penstock_replica_restarts_total", "counter", "Of its process.", of, *replica_restarts],
     ]
 

@@ -20,6 +20,7 @@ from gateway.metrics import Family, Ledger, gateway_families, merge
 from gateway.overview import Json, overview
 from gateway.process import Child
 from gateway.replica_process import ReplicaProcess
+from gateway.versions import Versions
 from gateway.worker_process import WorkerProcess
 
 # A replica answers at once; what it was asked for comes later, and shows in its status.
@@ -45,6 +46,7 @@ class Running(Protocol):
     @property
     def replicas(self) -> Mapping[str, ReplicaProcess]: ...
 
+    versions: Versions
     runtime: Path
     listen: str
     admin: str
@@ -74,6 +76,9 @@ class Operations:
         running = self._running
         reports = await self._ask_all("status")
         processes = {name: _process(each.child) for name, each in running.replicas.items()}
+        models = overview(running.config, [answer for _, answer in reports], processes)
+        for model in models:
+            model["rollout"] = running.versions.report(model["name"])
         return {
             "version": self._version,
             "state": running.state,
@@ -83,7 +88,7 @@ class Operations:
             "admin": running.admin,
             "config": str(running.config.path),
             "workers": [worker.describe() for worker in running.workers],
-            "models": overview(running.config, [answer for _, answer in reports], processes),
+            "models": models,
             "events": self.events.since(limit=EVENTS_SHOWN),
         }
 
@@ -158,6 +163,7 @@ class Operations:
 
     async def reload(self, model: str) -> Json:
         """Every native replica looks at its channel now; what they said by name."""
+        self._running.versions.forgive(model)
         return await self._replicas_do(model, "reload")
 
     async def rollback(self, model: str) -> Json:

@@ -45,7 +45,7 @@ def render(status: Json) -> RenderableType:
         Text(),
         _table("worker state pid restarts memory", [_worker(w) for w in status["workers"]]),
         Text(),
-        _table("model kind ready waiting accepted done failed cancelled live", models),
+        _table("model kind ready waiting accepted done failed cancelled live skew", models),
         Text(),
         _table(
             "replica model state version reload weight in-flight work breaker pid restarts reason",
@@ -74,7 +74,15 @@ def _model(model: Json) -> list[Any]:
         _state("ready") if model["ready"] else Text("no", "red"),
         model["waiting"],
         *(counters.get(name, 0) for name in names),
+        _skew(model["rollout"]),
     ]
+
+
+def _skew(rollout: Json) -> str:
+    """How many versions are served at a time by replicas that should agree, and for how long."""
+    if not rollout["skew_s"]:
+        return "none"
+    return f"{len(rollout['versions'])} versions, {rollout['skew_s']:.0f} s"
 
 
 def _replica(model: str, replica: Json) -> list[Any]:

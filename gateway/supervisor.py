@@ -26,6 +26,7 @@ from gateway.replica_process import ReplicaProcess
 from gateway.rollout import Rollout
 from gateway.runtime import RuntimeFolder
 from gateway.settings import Settings
+from gateway.versions import Versions
 from gateway.worker_process import CONFIGURE_S, WorkerProcess
 
 # A replica has nothing to finish once the workers are gone, but its device may take a while.
@@ -81,6 +82,7 @@ class Supervisor:
         self.listen, self.admin = self._public.url, self._private.url
         self._folder = RuntimeFolder()
         self.runtime = self._folder.path
+        self.versions = Versions(self, self.events)
         self.operations = Operations(self, self.events, version=version, render=render)
         self.handlers = {
             "status": self._answer_status,
@@ -114,6 +116,7 @@ class Supervisor:
             admin = await self._open_admin(self.operations, self._private, admin_key)
             self._own(self._start_replicas())
             self._own(self.operations.watch())
+            self._own(self.versions.run())
             status = await self._ended
         finally:
             await self._shut_down()

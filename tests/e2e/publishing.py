@@ -44,6 +44,7 @@ def replica_file(folder: Path, root: Path, **extra: object) -> Path:
         "channel": "stable",
         "code": str(MODELS),
         "threads": 1,
+        "probation_s": 1.0,  # each version waits for it at one replica
         **extra,
     }
     path = folder / "stamp.replica.toml"

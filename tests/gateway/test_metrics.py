@@ -108,12 +108,20 @@ def test_what_the_whole_gateway_knows_is_there():
         "uptime_s": 3.0,
         "workers": [worker, {"name": "worker-1", "restarts": 0, "rss_mb": None}],
         "models": [
-            {"name": "m", "replicas": [{**replica, "process": {"restarts": 3}}]},
+            {
+                "name": "m",
+                "replicas": [{**replica, "process": {"restarts": 3}}],
+                "rollout": {"versions": {"1-a": 2, "2-b": 1}, "skew_s": 1.5},
+            },
             {"name": "n", "replicas": [{**replica, "name": "s", "state": "failed"}]},
         ],
     }
     found = parsed(gateway_families(status))
     r, s = (("model", "m"), ("replica", "r")), (("model", "n"), ("replica", "s"))
+    served = "penstock_version_replicas"
+    assert found[served, (("model", "m"), ("version", "1-a"))] == 2
+    assert found[served, (("model", "m"), ("version", "2-b"))] == 1
+    assert found["penstock_version_skew_seconds", (("model", "m"),)] == 1.5
     assert found["penstock_replica_ready", r] == 1
     assert found["penstock_replica_ready", s] == 0
     assert found["penstock_replica_in_flight", r] == 2

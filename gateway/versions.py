@@ -1,0 +1,218 @@
+"""Which version each native replica serves, and when it may take another one: the shell of a
+gateway's one brain.
+
+Owns a connection to every native replica, over which it hears STATUS and steers. What is decided is
+in `policy.rolling`. Invariant: a replica hears `steer` about once a second while this lives; one
+that hears it no longer goes on by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from backends.wire import Status
+from gateway.config import GatewayConfig, ModelConfig
+from gateway.control import ControlChannel, ControlError, open_replica
+from gateway.events import Events
+from gateway.policy.rolling import Finding, Order, Rolling, View
+
+# A fifth of what a replica waits for the next word, unless its file says less.
+STEER_S = 1.0
+CALL_S = 5.0
+# A replica that starts is met soon: what it must not load, it has to hear before.
+RECONNECT_S = (0.05, 1.0)
+
+log = logging.getLogger("penstock.versions")
+
+Json = dict[str, Any]
+
+
+class Running(Protocol):
+    @property
+    def config(self) -> GatewayConfig: ...
+
+    runtime: Path
+
+
+class Versions:
+    """`run` it beside the replicas; it follows changes of the configuration by itself."""
+
+    def __init__(self, running: Running, events: Events) -> None:
+        self._running, self._events = running, events
+        self._models: dict[str, Rolling] = {}
+        self._links: dict[str, _Link] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                self._match()
+                for name in self._models:
+                    self._follow_up(name)
+                await asyncio.sleep(STEER_S)
+        finally:
+            links = [link.task for link in self._links.values()]
+            for task in [*links, *self._tasks]:
+                task.cancel()
+            await asyncio.gather(*links, *self._tasks, return_exceptions=True)
+
+    def report(self, model: str) -> Json:
+        """What operators are shown of a model's versions."""
+        rolling = self._models.get(model)
+        if rolling is None:
+            return {"versions": {}, "skew_s": 0.0, "waiting": [], "refused": {}}
+        now = asyncio.get_running_loop().time()
+        return {
+            "versions": rolling.versions(),
+            "skew_s": round(rolling.skew_s(now), 3),
+            "waiting": rolling.waiting,
+            "refused": rolling.bad,
+        }
+
+    def forgive(self, model: str) -> None:
+        """An operator has the replicas try again what was refused."""
+        if (rolling := self._models.get(model)) is not None:
+            rolling.forgive()
+
+    # -------------------------------------------------------------------------------- its links
+
+    def _match(self) -> None:
+        """The configuration may have changed."""
+        wanted = {
+            replica.name: (model, replica.socket(self._running.runtime))
+            for model, replica in self._running.config.replicas()
+            if replica.kind == "native"
+        }
+        for name in [*self._links]:
+            link = self._links[name]
+            if name not in wanted or wanted[name] != (link.model, link.address):
+                self._links.pop(name).task.cancel()
+                self.gone(link)
+        models = {model.name: model for model, _ in wanted.values()}
+        self._models = {
+            name: self._models.get(name) or Rolling(probation=model.rollout == "probation")
+            for name, model in models.items()
+        }
+        for name, model in models.items():
+            self._models[name].probation = model.rollout == "probation"
+        for name, (model, address) in wanted.items():
+            if name not in self._links:
+                self._links[name] = _Link(self, name, model, address)
+
+    def heard(self, link: _Link, status: Status) -> None:
+        rolling = self._models.get(link.model.name)
+        if rolling is None:
+            return
+        view = View(
+            version=status.version,
+            reload=status.reload,
+            reload_to=status.reload_to,
+            channel=status.channel,
+            refused=status.refused,
+            reason=status.reason,
+        )
+        now = asyncio.get_running_loop().time()
+        self._note(rolling.heard(link.name, view, now))
+        self._follow_up(link.model.name)
+
+    def gone(self, link: _Link) -> None:
+        rolling = self._models.get(link.model.name)
+        if rolling is not None:
+            self._note(rolling.gone(link.name, asyncio.get_running_loop().time()))
+            self._follow_up(link.model.name)
+
+    def _follow_up(self, model: str) -> None:
+        orders, findings = self._models[model].decide(asyncio.get_running_loop().time())
+        self._note(findings)
+        for order in orders:
+            self._own(self._tell(model, order))
+
+    async def _tell(self, model: str, order: Order) -> None:
+        arguments = {"version": order.version}
+        if order.op == "refuse":
+            arguments["reason"] = order.reason
+        link = self._links.get(order.replica)
+        try:
+            if link is None:
+                raise ControlError(f"{order.replica} is gone")
+            await link.call(order.op, **arguments)
+        except ControlError as error:
+            # It has gone on to another version, or away; what it says next decides.
+            log.info("%s was not told to %s: %s", order.replica, order.op, error)
+            if model in self._models:
+                self._models[model].missed(order.replica)
+            return
+        said = {"swap": "swaps to", "refuse": "may not serve"}[order.op]
+        self._events.add("rollout", order.replica, f"{said} {order.version}")
+
+    def _note(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            log.info("%s %s: %s", finding.replica, finding.kind, finding.text)
+            self._events.add("rollout", finding.replica, finding.text)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Link:
+    """One replica's connection, made anew whenever it is lost."""
+
+    def __init__(self, versions: Versions, name: str, model: ModelConfig, address: str) -> None:
+        self._versions, self.name, self.model, self.address = versions, name, model, address
+        self._channel: ControlChannel | None = None
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=f"steer {name}")
+
+    async def call(self, op: str, **arguments: Any) -> Json:
+        """Raises ControlError."""
+        if self._channel is None:
+            raise ControlError(f"{self.name} cannot be reached", status=503, code="unreachable")
+        try:
+            async with asyncio.timeout(CALL_S):
+                return await self._channel.call(op, **arguments)
+        except TimeoutError:
+            raise ControlError(
+                f"{self.name} did not answer within {CALL_S:g} s", status=504, code="timeout"
+            ) from None
+
+    async def _run(self) -> None:
+        pause = RECONNECT_S[0]
+        while True:
+            try:
+                self._channel = channel = await open_replica(self.address)
+            except ControlError:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RECONNECT_S[1])
+                continue
+            pause = RECONNECT_S[0]
+            try:
+                await self._listen(channel)
+            except ControlError as error:
+                log.info("%s: %s", self.name, error)
+            finally:
+                self._channel = None
+                channel.close()
+            self._versions.gone(self)
+
+    async def _listen(self, channel: ControlChannel) -> None:
+        """Until the connection is lost, which raises ControlError."""
+        loop = asyncio.get_running_loop()
+        heard: Status | None = None
+        due = 0.0
+        while True:
+            # One that follows no channel has nothing to be steered.
+            if heard is not None and heard.channel and loop.time() >= due:
+                due = loop.time() + STEER_S
+                await self.call("steer")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STEER_S):
+                    heard = await channel.status(lambda status: status is not heard)  # noqa: B023
+                if heard.model == self.model.name:
+                    self._versions.heard(self, heard)
