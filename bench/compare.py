@@ -26,7 +26,7 @@ class CannotCompare(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """B against A; `low` to `high` holds the true ratio with 95 % confidence, given enough pairs."""
+    """B against A; with enough pairs, `low` to `high` holds the true ratio with 95 % confidence."""
 
     value: float
     low: float

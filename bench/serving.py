@@ -131,11 +131,14 @@ class Server:
             self._process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
-        for pid in {*mine, *self.pids()}:
-            if self._is_mine(pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        left = {pid for pid in (*mine, *self.pids()) if self._is_mine(pid)}
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        end = time.monotonic() + grace_s
+        while any(map(self._is_mine, left)) and time.monotonic() < end:
+            time.sleep(0.005)
 
     def _is_mine(self, pid: int) -> bool:
         """Still the process that was seen, not another one with its number."""
