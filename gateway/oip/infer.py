@@ -50,6 +50,8 @@ class InferDesk:
             terms = self.terms(exchange.headers)
             fields = terms.echo or self._made_id()
             view = self._directory.model(name)
+            if terms.version is not None:
+                version = _agreed(version, terms.version)
             pinned = None if version is None else pin(view, version)
             codec = self._codecs.get(name)
             if codec is None or codec.signature is not view.signature:
@@ -199,6 +201,15 @@ def pin(view: ModelView, version: str) -> str:
             f"model {view.name!r} has no version {version!r} now; it has {', '.join(view.versions)}"
         )
     return found or version
+
+
+def _agreed(version: str | None, header: str) -> str:
+    if version is not None and version != header:
+        raise BadRequest(
+            f"header x-model-version is {header!r}, the path names {version!r}; send one of them",
+            param="x-model-version",
+        )
+    return header
 
 
 def check_rows(rows: int, view: ModelView) -> None:

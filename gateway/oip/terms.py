@@ -17,6 +17,7 @@ _NAMES = frozenset(
         HEADER_LENGTH,
         b"accept-encoding",
         b"x-deadline-ms",
+        b"x-model-version",
         b"x-priority",
         b"x-request-id",
         b"x-session-id",
@@ -40,6 +41,7 @@ class Terms(NamedTuple):
     priority: int = 0
     timing: bool = False
     coding: bytes = b""
+    version: str | None = None  # pinned, as /versions/{v} does
 
 
 PLAIN = Terms()
@@ -63,6 +65,7 @@ def read_terms(headers: Iterable[tuple[bytes, bytes]]) -> Terms:
         _priority(found.get(b"x-priority", b"0")),
         _timing(found.get(b"x-timing", b"0")),
         _coding(found.get(b"accept-encoding", b"")),
+        _version(found.get(b"x-model-version", b"")),
     )
 
 
@@ -83,6 +86,12 @@ def _echo(value: bytes) -> bytes:
 def _session(value: bytes) -> str | None:
     if len(value) > MAX_ID:
         raise _bad(b"x-session-id", value, f"at most {MAX_ID} bytes")
+    return value.decode("latin-1") or None
+
+
+def _version(value: bytes) -> str | None:
+    if len(value) > MAX_ID:
+        raise _bad(b"x-model-version", value, f"at most {MAX_ID} bytes")
     return value.decode("latin-1") or None
 
 

@@ -100,6 +100,21 @@ def test_session_priority_and_version_reach_the_model():
     assert model.submitted[1].priority == -2
 
 
+def test_a_header_pins_the_version_as_the_path_does():
+    model = FakeModel()
+    call(model, BODY, (b"x-model-version", b"2-def"))
+    assert model.submitted.pop().version == "2-def"
+    call(model, BODY, (b"x-model-version", b"2"))
+    assert model.submitted.pop().version == "2-def"
+    path = "/v2/models/simple/versions/2/infer"
+    call(model, BODY, (b"x-model-version", b"2"), path=path)
+    assert model.submitted.pop().version == "2-def"
+    refused = call(model, BODY, (b"x-model-version", b"3-abc"), path=path)
+    assert refused.status == 400 and "x-model-version" in refused.json()["error"]
+    assert call(model, BODY, (b"x-model-version", b"9")).status == 404
+    assert not model.submitted
+
+
 def test_timing_is_told_to_those_who_ask():
     exchange = call(FakeModel(), BODY, (b"x-timing", b"1"))
     assert exchange.fields["server-timing"] == 'queue;dur=1.500, compute;dur=2.500, batch;desc="1"'

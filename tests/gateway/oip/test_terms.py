@@ -12,7 +12,7 @@ LENGTH = b"inference-header-content-length"
 
 def test_a_request_without_any():
     assert read_terms([(b"host", b"h"), (b"content-type", b"x")]) is PLAIN
-    assert (None, b"", None, float("inf"), 0, False, b"") == PLAIN
+    assert (None, b"", None, float("inf"), 0, False, b"", None) == PLAIN
 
 
 def test_all_of_them():
@@ -24,10 +24,12 @@ def test_all_of_them():
             (b"x-deadline-ms", b"250.5"),
             (b"x-priority", b"-2"),
             (b"x-timing", b"1"),
+            (b"x-model-version", b"300-1a2b3c4d"),
             (b"accept-encoding", b"gzip"),
         ]
     )
-    assert terms == (12, b"x-request-id: r-1\r\n", "sé", 0.2505, -2, True, b"gzip")
+    head = (12, b"x-request-id: r-1\r\n", "sé", 0.2505, -2, True, b"gzip")
+    assert terms == (*head, "300-1a2b3c4d")
 
 
 @pytest.mark.parametrize(
