@@ -143,11 +143,11 @@ class HttpPool:
             chosen = self.router.choose([r.load for r in wanted], key, now)
             if chosen is None:
                 continue
-            if chosen.in_flight < chosen.slots:
+            if chosen.in_flight < self._by_load[chosen].limit:
                 return self._by_load[chosen]
             if self._strict and key.session is not None:
                 return None  # it waits for its own replica
-            free = [r.load for r in wanted if r.load.in_flight < r.load.slots]
+            free = [r.load for r in wanted if r.load.in_flight < r.limit]
             chosen = self.router.choose(free, key, now) if free else None
             if chosen is not None:
                 return self._by_load[chosen]

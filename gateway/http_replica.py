@@ -29,6 +29,9 @@ LOOK_S = 5.0
 # So many looks in a row must fail before one that can be reached counts as unwell.
 FALL = 2
 UNBOUNDED = 1_000_000
+# What a server without configured slots surely takes at a time; sessions spill beyond their share
+# and this.
+TYPICAL_SLOTS = 8
 
 
 class HttpReplica:
@@ -53,9 +56,10 @@ class HttpReplica:
         self.load = ReplicaLoad(
             name,
             weight=config.weight,
-            slots=config.slots or UNBOUNDED,
+            slots=config.slots or TYPICAL_SLOTS,
             slow_start=SlowStart(),
         )
+        self.limit = config.slots or UNBOUNDED  # requests at a time
         self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.busy_until = 0.0
         self.host: bytes | None = None  # None: the client's
@@ -113,7 +117,7 @@ class HttpReplica:
             "breaker": self.breaker.state(now).name.lower(),
             "work": round(load.work, 6),
             "in_flight": load.in_flight,
-            "slots": 0 if load.slots == UNBOUNDED else load.slots,
+            "slots": 0 if self.limit == UNBOUNDED else self.limit,
             "connections": 0 if self._connections is None else self._connections.open,
         }
 

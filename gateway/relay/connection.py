@@ -170,11 +170,6 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
             return
         self._untouched = False
-        if not self._body_open:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD:
-                self._fail(Broke.NONSENSE, f"sent a head of more than {MAX_HEAD} bytes")
-                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -186,8 +181,14 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(Broke.NONSENSE, str(error))
         else:
-            if sink is self._sink:
-                sink.upstream_read()
+            if sink is not self._sink:
+                return  # the answer is complete, or given up
+            if not self._body_open:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD:
+                    self._fail(Broke.NONSENSE, f"sent a head of more than {MAX_HEAD} bytes")
+                    return
+            sink.upstream_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

@@ -242,6 +242,12 @@ class Transit(Answering):
         self._moved = True
         if status in ELSEWHERE and self._go_elsewhere(status, headers):
             return
+        if status == 101 and not self.asked.upgrade:
+            self._close_upstream()
+            assert self.replica is not None
+            error = ReplicaNonsense(f"replica {self.replica.name} switched protocols unasked")
+            self._failed(Failure.ERROR, error, Outcome.FAILURE)
+            return
         self.phase, self._status, self._headers = FIRST, status, headers
 
     def upstream_done(self) -> None:
@@ -385,7 +391,7 @@ class Transit(Answering):
     # ------------------------------------------------------------------------------------ the end
 
     def _refuse(self, error: GatewayError) -> None:
-        fields = self._request_id + self._cookie + (self._told if self.tried else b"")
+        fields = self._request_id + self._cookie + self._told
         refuse(self.exchange, error, openai=self.destination.openai, fields=fields)
         self._end(error.code)
 

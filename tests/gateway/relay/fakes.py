@@ -126,9 +126,14 @@ class Reply:
     """What a client got: one answer, as far as it came."""
 
     def __init__(self) -> None:
-        self.status, self.body, self.complete, self.closed = 0, b"", False, False
+        self.status, self.complete, self.closed = 0, False, False
+        self.received = bytearray()
         self.headers: list[tuple[str, str]] = []
         self.interim: list[int] = []
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.received)
 
     def header(self, name: str) -> str | None:
         return dict(self.headers).get(name)
@@ -139,7 +144,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
-        self.raw = b""
+        self.raw = bytearray()
         self.closed = False
         self.transport: asyncio.Transport
         self.is_head = False
@@ -176,7 +181,7 @@ class Client(asyncio.Protocol):
             self.reply.status = status
 
     def on_body(self, body: bytes) -> None:
-        self.reply.body += body
+        self.reply.received += body
 
     def on_message_complete(self) -> None:
         if self.reply.status:
