@@ -84,13 +84,15 @@ class Match:
 
 
 def play(cell: Cell, load: float, requests: int, seeds: Sequence[int], *, tune: int) -> Match:
-    """`requests` per replica and seed; tuning traces have `tune` per replica."""
+    """`requests` per seed on one replica, half as many more for each further one; tuning traces
+    have `tune`."""
     warm = _WARM * cell.slo_s
     ahead = int(warm * load * cell.capacity)  # the warm-up comes on top
-    count = requests * cell.replicas + ahead
+    scale = (1 + cell.replicas) / 2
+    count = int(requests * scale) + ahead
     makers: dict[str, Maker] = {OURS: Penstock}
     tuned: dict[str, str] = {}
-    trial = arrivals(cell, load, tune * cell.replicas + ahead, seeds[0] + _TUNING)
+    trial = arrivals(cell, load, int(tune * scale) + ahead, seeds[0] + _TUNING)
     for name, grid in _grids(cell).items():
         knobs, makers[name] = _best(cell, grid, trial, warm)
         tuned[name] = knobs

@@ -17,7 +17,7 @@ from bench.record import Goal, Record
 from bench.sim.batch_contest import FULL, OURS, QUICK, Match, half_width, mean, play
 from bench.sim.batch_workload import Cell
 
-_LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+_LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.1)
 _QUICK_LOADS = (0.3, 0.8, 1.0, 1.1)
 _TIE = 0.0005  # leads of less are within what one run can tell
 _FLOOR = "greedy"
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.plots is not None:
         from bench.sim.batch_plots import draw  # before the work: it may not be installed
-    requests, tune, count = (4_000, 2_500, 3) if args.quick else (20_000, 6_000, 5)
+    requests, tune, count = (4_000, 2_500, 3) if args.quick else (20_000, 5_000, 4)
     loads = args.load or (_QUICK_LOADS if args.quick else _LOADS)
     cells = [c for c in (QUICK if args.quick else FULL) if not args.cell or c.name in args.cell]
     if not cells:

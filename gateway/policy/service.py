@@ -25,8 +25,9 @@ _REACH = 0.25  # of the largest size seen: how far beyond it is within a try
 _LEAN_MOST = 8.0  # observations that the line through all sizes may count as
 _FIXED = 16.0  # rows that take as long as the launch of a batch, until observations say better
 _LEAN = 0.02  # what that counts: sizes that differ by a seventh of their mean outweigh it
-_SPACING = 64  # observations between two rebuilds of a settled curve
-_DRIFT = 0.25  # relative surprise that makes a rebuild due at once
+_SPACING = 64  # observations between two rebuilds of a settled curve…
+_SOON = 16  # …and of one whose observations surprise; in its youth, a sixteenth of all so far
+_DRIFT = 0.01  # relative error that surprises, beyond the noise
 _TABLE = 1024  # sizes up to here are looked up in a list
 
 
@@ -40,7 +41,7 @@ class ServiceCurve:
         self.changes = 0
         self._knots: dict[int, _Knot] = {}
         self._count = 0
-        self._rebuild_at = 0
+        self._rebuilt = 0  # the count at that time
         self._steps = 0.5  # how often a new size took no longer than the next smaller one
         self._corners: list[tuple[float, float]] = []  # (size, seconds), as observed
         self._noise = 0.0  # relative variance of the observations of one size
@@ -83,7 +84,11 @@ class ServiceCurve:
             surprise = min(abs(seconds / knot.mean - 1.0), 0.5)  # a stall is no noise
             self._noise += (surprise * surprise - self._noise) / min(self._count, _NOISE_MEMORY)
         knot.observe(size, seconds, self._count)
-        if self._count >= self._rebuild_at or abs(knot.mean - expected) > _DRIFT * expected:
+        since = self._count - self._rebuilt
+        if since >= _SPACING or (
+            since >= min(self._count // _SOON, _SOON)
+            and abs(knot.mean - expected) > (_DRIFT + sqrt(self._noise)) * expected
+        ):
             self._rebuild()
 
     def _learn_shape(self, size: int, seconds: float) -> None:
@@ -97,7 +102,7 @@ class ServiceCurve:
 
     def _rebuild(self) -> None:
         self.changes += 1
-        self._rebuild_at = self._count + min(self._count, _SPACING)
+        self._rebuilt = self._count
         for place, knot in list(self._knots.items()):
             if knot.trust(self._count) < _FORGOTTEN and len(self._knots) > 1:
                 del self._knots[place]
