@@ -16,6 +16,8 @@ from backends.wire import Buffer
 CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 _OPCODES = frozenset({CONTINUED, TEXT, BINARY, CLOSE, PING, PONG})
 _FINAL, _RESERVED, _MASKED = 0x80, 0x70, 0x80
+# The first bytes of messages in one frame: nearly all that come.
+_PLAIN = (_FINAL | TEXT, _FINAL | BINARY)
 # A control frame's payload; a close frame's reason has two bytes less.
 MAX_CONTROL = 125
 MAX_REASON = MAX_CONTROL - 2
@@ -83,7 +85,8 @@ class FrameReader:
                 if size < start - 4:
                     break
                 length = int.from_bytes(data[at + 2 : start - 4], "big")
-            self._check(first, second, length)
+            if first not in _PLAIN or second < _MASKED or self._kind or length > self._max:
+                self._check(first, second, length)
             end = start + length
             if end > size:
                 missing = end - size
@@ -93,7 +96,7 @@ class FrameReader:
                 self._data, self._at = b"", 0
             else:
                 self._at = end
-            if first >= _FINAL | TEXT and (self._kind == 0 or first >= _FINAL | CLOSE):
+            if (first in _PLAIN and not self._kind) or first >= _FINAL | CLOSE:
                 return first & 15, payload
             message = self._fragment(first, payload)
             if message is not None:
