@@ -25,6 +25,8 @@ _DRIFT = 0.1  # variance per second by which a replica's logarithmic speed may c
 _DOUBT = 1.5  # standard errors within which a replica counts as no different from the others
 _BETTER = log(2.0)  # by which a replica may be believed faster than its weight promises
 _WARM = 16  # completions after which what was learned of a new replica replaces slow start
+_EVEN = 0.1  # the least part of its cost that a request is taken to lose to others beside it
+_STALL = 0.5  # of the time for which no slot has turned over, expected to pass until one does
 _CLIP = 4.0  # times the prediction; longer ones tell of the request rather than of the replica
 
 
@@ -56,6 +58,7 @@ class _Replica:
         "seen",
         "slots",
         "started",
+        "turned",
         "variance",
         "waiting",
     )
@@ -64,6 +67,7 @@ class _Replica:
         self.declared = self.slots = max(1, candidate.slots)
         self.generation = self.fresh = 0
         self.started = float("-inf")
+        self.turned = float("inf")  # when a slot last began with a request
         self.promise = candidate.weight
         self.log, self.variance, self.heard, self.seen = 0.0, 1.0, 0.0, 0
         self.seconds = seconds
@@ -117,7 +121,8 @@ class Predictive:
             return self._least_work.choose(candidates, request, now, cost=cost)
         fixed, per_cost, batch, per_in, per_out = self._shape.coefficients
         base = fixed + per_cost * cost + per_in * request.tokens_in + per_out * request.tokens_out
-        batch *= cost
+        # Of equally free replicas the one with fewer in flight, to leave room evenly.
+        batch = max(batch, _EVEN * per_cost) * cost
         wait = self._wait_part * per_cost
         replicas = self._replicas
         best, lowest, ties = None, float("inf"), 1
@@ -134,7 +139,9 @@ class Predictive:
                 waiting = replica.waiting
                 if waiting is None:
                     waiting = replica.waiting = replica.behind(candidate.work)
-                score += wait * waiting
+                waits = wait * waiting
+                stalled = _STALL * (now - replica.turned) / replica.seconds
+                score += waits if waits > stalled else stalled
             score *= replica.seconds
             if count and replica.fresh < _WARM and share != candidate.weight:  # slow start
                 score *= candidate.weight / share
@@ -176,6 +183,7 @@ class Predictive:
         predicted = (shape + self._wait_part * wait) * replica.seconds
         if len(replica.running) < replica.slots:
             replica.running[lease] = _Flight(features, shape, wait, predicted, now)
+            replica.turned = now
         else:
             replica.queued[lease] = _Flight(features, shape, wait, predicted, None)
         replica.waiting = None
@@ -195,7 +203,7 @@ class Predictive:
         if replica.queued and len(replica.running) < replica.slots:
             first = next(iter(replica.queued))
             begun = replica.running[first] = replica.queued.pop(first)
-            begun.began = now
+            begun.began = replica.turned = now
         if ok and flight.shape > 0.0 and now > lease.taken:
             self._learn(replica, lease, flight, now)
 

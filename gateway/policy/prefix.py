@@ -45,6 +45,11 @@ def prefix_blocks(prompt: bytes | bytearray | memoryview) -> tuple[int, ...]:
     return tuple(blocks)
 
 
+def _length(blocks: int) -> int:
+    """Bytes that so many blocks cover; those past the last boundary add nothing."""
+    return BOUNDARIES[min(blocks, len(BOUNDARIES)) - 1]
+
+
 class PrefixIndex:
     """At most `capacity` blocks, each with the holders (replicas' numbers) of it, newest first.
 
@@ -64,6 +69,8 @@ class PrefixIndex:
     def match(self, prefix: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """How many blocks are known, and who holds all of them."""
         low, high = 0, len(prefix)
+        if high and prefix[-1] in self._holders:  # a prompt sent again, or a session's next turn
+            low = high
         while low < high:
             middle = (low + high + 1) // 2
             if prefix[middle - 1] in self._holders:
@@ -102,39 +109,44 @@ class PrefixRouter:
         self._least_work = WeightedLeastConnections(rng)
         self._index = PrefixIndex(capacity)
         self._numbers: dict[str, tuple[int, int]] = {}  # by name: holder's number, generation
+        self._names: dict[int, str] = {}  # by number
         self._last_number = 0
 
     def choose(
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
     ) -> C | None:
-        prefix = request.prefix[: len(BOUNDARIES)]
+        prefix = request.prefix
         if request.session is not None or not prefix:
             return self._sessions.choose(candidates, request, now, cost=cost)
         depth, holders = self._index.match(prefix)
-        if depth and BOUNDARIES[depth - 1] >= self._enough * BOUNDARIES[len(prefix) - 1]:
+        if depth and _length(depth) >= self._enough * _length(len(prefix)):
             limits = self._bound.limits(candidates, now, cost)
             if limits is None:
                 return None
-            numbers = self._numbers
-            able = [
-                candidate
-                for candidate in candidates
-                if numbers.get(candidate.name, _NOBODY)[0] in holders and limits.admit(candidate)
-            ]
+            named = self._names
+            wanted = [named[number] for number in holders if number in named]
+            able = [c for c in candidates if c.name in wanted and limits.admit(c)]
             if able:
                 return self._least_work.choose(able, request, now, cost=cost)
-        start = request._replace(session=f"{prefix[min(_COLD, len(prefix)) - 1]:x}")
+        start = RoutingKey(f"{prefix[min(_COLD, len(prefix)) - 1]:x}")
         return self._sessions.choose(candidates, start, now, cost=cost)
 
     def sent(self, lease: Lease, request: RoutingKey, now: float) -> None:
         if request.prefix:
             number, generation = self._numbers.get(lease.replica, _NOBODY)
             if generation != lease.generation:  # new, or restarted: it holds nothing yet
-                if len(self._numbers) >= 1024:  # names come from the configuration
-                    self._numbers.clear()
-                number = self._last_number = self._last_number + 1
-                self._numbers[lease.replica] = number, lease.generation
+                number = self._enlist(lease, number)
             self._index.learn(request.prefix[: len(BOUNDARIES)], number)
+
+    def _enlist(self, lease: Lease, former: int) -> int:
+        if len(self._numbers) >= 1024:  # names come from the configuration; renamed ones go here
+            self._numbers.clear()
+            self._names.clear()
+        self._names.pop(former, None)
+        self._last_number += 1
+        self._numbers[lease.replica] = self._last_number, lease.generation
+        self._names[self._last_number] = lease.replica
+        return self._last_number
 
     def ended(self, lease: Lease, request: RoutingKey, now: float, *, ok: bool) -> None:
         """What was sent was learnt then; a failure says little of what is kept."""

@@ -101,6 +101,15 @@ def test_it_leaves_a_replica_that_slows_down_and_comes_back_when_it_recovers():
     assert healed["r1"] > 50
 
 
+def test_a_replica_that_hangs_is_left_before_anything_has_timed_out():
+    world = World(pool(3), dict.fromkeys(("r0", "r1", "r2"), 0.01))
+    for _ in range(200):
+        world.request(0.004)
+    world.seconds["r1"] = 1e6
+    found = Counter(world.request(0.004) for _ in range(2000))
+    assert found["r1"] <= 5
+
+
 def test_a_free_slot_beside_a_giant_is_a_free_slot():
     world = World(pool(2, slots=2), {"r0": 0.01, "r1": 0.01})
     for _ in range(200):
