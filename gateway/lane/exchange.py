@@ -113,6 +113,11 @@ class Exchange:
     def tls(self) -> bool:
         return self._conn is not None and self._conn.tls
 
+    @property
+    def is_half_closed(self) -> bool:
+        """The client sends no more. It may have gone altogether: only writing would tell."""
+        return self._conn is not None and self._conn.is_half_closed
+
     def pause_body(self) -> None:
         """Read no more of the streamed body."""
         if self._conn is not None:
