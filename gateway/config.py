@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.config_canary import CanaryConfig
 from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
 from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
 from gateway.config_source import ConfigError, Problem, Source, table, tables
 
 __all__ = [
+    "CanaryConfig",
     "ConfigError",
     "GatewayConfig",
     "ModelConfig",
@@ -86,7 +88,7 @@ class ReplicaConfig:
     )
     command: tuple[str, ...] | None = option(
         Texts("a program and its arguments, {port} or {socket} where it is to listen"),
-        "http: a process that we run, in the folder of this file",
+        "http: a process that we run, in the folder of this file; {python} is our own Python",
         default=None,
     )
     discover: str | None = option(
@@ -214,6 +216,7 @@ class ModelConfig:
     )
 
     relay: RelayConfig = table(RelayConfig)  # noqa: RUF009 - a field
+    canary: CanaryConfig = table(CanaryConfig)  # noqa: RUF009 - a field
 
     def __post_init__(self) -> None:
         """What is left out goes by the kind of replicas."""
@@ -236,6 +239,8 @@ class ModelConfig:
             for key in ("slo_ms", "max_batch_size"):
                 if getattr(self, key) is not None:
                     yield key, "only models with native replicas have it"
+            if self.canary.channel is not None:
+                yield "canary", "only models with native replicas follow channels"
         elif self.relay != RelayConfig():
             yield "relay", "only models with http replicas are relayed"
         if self.max_batch_size is not None and self.max_batch_size > self.max_queue:

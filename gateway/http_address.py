@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from gateway.config import ReplicaConfig
@@ -27,18 +28,20 @@ def address_of(replica: ReplicaConfig, runtime: Path) -> str | None:
 
 def command_for(replica: ReplicaConfig, runtime: Path) -> list[str]:
     """The command of its next process, which is told where to listen. A port stays the same from
-    one process to the next as long as nobody else has taken it."""
+    one process to the next as long as nobody else has taken it. `{python}` is the one that runs
+    the gateway."""
     assert replica.command is not None
+    command = [part.replace("{python}", sys.executable) for part in replica.command]
     if "{socket}" in "\n".join(replica.command):
         path = _socket(replica, runtime)
         path.unlink(missing_ok=True)  # left by a killed process; many servers do not do this
-        return [part.replace("{socket}", str(path)) for part in replica.command]
+        return [part.replace("{socket}", str(path)) for part in command]
     port = _free_port(_noted_port(replica, runtime) or 0)
     noted = _port_file(replica, runtime)
     whole = noted.with_suffix(".new")
     whole.write_text(str(port))
     os.replace(whole, noted)
-    return [part.replace("{port}", str(port)) for part in replica.command]
+    return [part.replace("{port}", str(port)) for part in command]
 
 
 def _socket(replica: ReplicaConfig, runtime: Path) -> Path:

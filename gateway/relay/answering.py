@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # it; the end of a tunnel; nothing.
 SEATING, CONNECTING, HEAD, FIRST, BODY, TUNNEL, ENDED = range(7)
 
+# A client that sends no more has probably left: it is told something this often.
+PROBE_S = 0.1
+
 
 class Answering:
     __slots__ = (
@@ -153,6 +156,8 @@ class Answering:
         gate = self._gate
         if gate is None or not gate.whole or self._held_back:
             return
+        if self.exchange.is_half_closed:
+            every_s = min(every_s, PROBE_S)  # if nobody is there, the socket says so
         if now - max(self._since, self._beat) >= every_s:
             self._beat = now
             self._held_back = not self.exchange.write(HEARTBEAT)

@@ -214,6 +214,23 @@ async def test_a_stream_that_goes_on_outlives_the_idle_limit():
         assert (await gateway.ask()).body == b"x" * 6
 
 
+async def test_a_client_that_leaves_a_silent_stream_politely_is_noticed():
+    async def script(call):
+        await call.start()
+        await call.chunk(b"data: 1\n\n")
+        if await call.reader.read(1) == b"":
+            call.upstream.broken += 1
+
+    upstream = Upstream("a", script)
+    async with relaying(upstream) as gateway:
+        client = await gateway.connect()
+        await gateway.ask(client=client, complete=False)
+        await until(lambda: client.reply.body)
+        client.transport.close()
+        await until(lambda: upstream.broken)
+        assert gateway.counters()["cancelled"] == 1
+
+
 @given(
     st.lists(
         st.sampled_from(["data: x", "event: y\ndata: z", ": c", "data: " + "long" * 40]), min_size=1
