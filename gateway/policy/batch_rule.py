@@ -62,7 +62,7 @@ class Targets:
 
     def seconds(self, size: int) -> float:
         """Expected time of a batch of this size."""
-        return self._seconds[min(-(-size // self._unit), len(self._seconds) - 1)]
+        return self._seconds[self._point(size)]
 
     def within(self, seconds: float) -> int:
         """The largest size that ends within this time."""
@@ -70,13 +70,17 @@ class Targets:
 
     def best(self, size: int) -> int:
         """The size to run when this much may."""
-        at = min(-(-size // self._unit), len(self._best) - 1)
+        at = self._point(size)
         best = self._best[at]
         return size if best == at else best * self._unit
 
     def value(self, size: int) -> float:
         """What running a batch of this size gains over the average use of its time."""
-        return self._value[min(-(-size // self._unit), len(self._value) - 1)]
+        return self._value[self._point(size)]
+
+    def _point(self, size: int) -> int:
+        """The first point of the grid that covers this size."""
+        return min(-(-size // self._unit), len(self._seconds) - 1)
 
 
 def cut(lane: Lane[Any], begin: float, targets: Targets, limit: int) -> tuple[int, int]:
@@ -129,7 +133,7 @@ def fitting(lane: Lane[Any], size: int, skip: int = 0) -> int:
 
 
 def share(hold: int, free: int, slots: int) -> int:
-    """The size to wait for when `free` of `slots` stand idle: the fewer work, the less."""
+    """The size to wait for when `free` of `slots` stand idle: the more do, the less."""
     return ceil(hold * (1.0 - (free - 1) / slots))
 
 
@@ -146,6 +150,7 @@ def _worth(seconds: list[float], unit: int, rate: float, slots: int, slo: float)
 
 
 def _hold(seconds: list[float], unit: int, rate: float, slots: int, slo: float) -> int:
+    """The smallest batch that keeps up, or what comes nearest to it; 1 waits for nothing."""
     best, fastest, reached = 1, 0.0, 1
     for i in range(1, len(seconds)):
         size, time = unit * i, max(seconds[i], 1e-9)

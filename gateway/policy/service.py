@@ -15,6 +15,7 @@ from math import sqrt
 from operator import mul
 
 _MEMORY = 32  # observations of a size that its mean stands on
+_SHORTEST = 1e-6  # seconds; the wire counts in microseconds, and nothing takes none
 _UPPER = 1.645  # standard deviations: the 95th percentile
 _NOISE_MEMORY = 128  # observations that the noise stands on
 _RECENT = 5  # last observations of a size; their lower median tells a stall from a change
@@ -73,7 +74,9 @@ class ServiceCurve:
         return [0.0] + [self.mean(step * i) for i in range(1, count + 1)]
 
     def observe(self, size: int, seconds: float) -> None:
-        """A batch of `size` took `seconds`."""
+        """A batch of `size` took `seconds`. Both are a replica's word: nonsense is brought into
+        range, not raised at whoever passes it on."""
+        size, seconds = max(size, 1), max(seconds, _SHORTEST)
         self._count += 1
         knot = self._knots.get(place := _place(size))
         if knot is None:

@@ -113,6 +113,13 @@ def test_a_size_that_is_never_seen_again_is_forgotten():
     assert curve.mean(40) < 2 * linear(40)
 
 
+def test_a_replicas_nonsense_breaks_nothing():
+    curve = ServiceCurve()
+    for size, seconds in ((0, 0.0), (-3, -1.0), (1, 0.0), (8, 0.01)) * 10:
+        curve.observe(size, seconds)
+    assert 0.0 < curve.mean(1) < curve.mean(8)
+
+
 def test_changes_count_what_the_curve_has_become():
     curve = ServiceCurve()
     curve.observe(1, 0.01)
