@@ -22,7 +22,7 @@ PREFIX = "PENSTOCK_"
 
 def table(cls: type) -> Any:
     """A field that is one table of the file; left out, every key of it has its default."""
-    return field(metadata={"table": cls})
+    return field(metadata={"table": cls}, default_factory=cls)
 
 
 def tables(cls: type) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from backends.wire import Fault, Frame, Kind, WireError
 from gateway.batch import error_of, gather, split
+from gateway.config import CanaryConfig
 from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, TooLarge
 from gateway.measures import Measures
 from gateway.policy.batching import Batcher, Refusal
@@ -27,6 +28,7 @@ from gateway.policy.routing import NO_KEY, Router
 from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
 from gateway.seating import Seating
+from gateway.tracks import Tracks
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Flight:
 class Dispatcher:
     """`finish(request, outcome)` ends a request; `retries` is how many further replicas it may be
     sent to. The retry budget counts batches. A request's key is (what may share a batch, the pinned
-    version, the replica it is bound to)."""
+    version, the replica it is bound to, its track)."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Dispatcher:
         router: Router,
         *,
         retries: int,
+        canary: CanaryConfig,
         finish: Callable[[TensorRequest, Answer | GatewayError], None],
         measures: Measures,
         loop: asyncio.AbstractEventLoop,
@@ -65,6 +68,7 @@ class Dispatcher:
         self._finish, self._measures, self._loop = finish, measures, loop
         self._budget = RetryBudget()
         self._seating = Seating(router)
+        self._tracks = Tracks(canary)
         self._replicas: list[NativeReplica] = []
         self._serving: list[NativeReplica] = []
         self._mixed = False
@@ -76,11 +80,17 @@ class Dispatcher:
         self._router, self._seating = router, Seating(router)
         self._seating.update(self._serving, self._loop.time())
 
+    def split_by(self, canary: CanaryConfig) -> None:
+        """Another canary; what waits is told apart anew by `reseat`."""
+        self._tracks = Tracks(canary)
+        self._tracks.update(self._serving)
+
     def update(self, replicas: list[NativeReplica]) -> None:
         """The replicas, or what they can do, changed."""
         self._replicas = replicas
         self._serving = [replica for replica in replicas if replica.ready]
         self._seating.update(self._serving, self._loop.time())
+        self._tracks.update(self._serving)
         # With one version everywhere, every replica can run every request.
         self._mixed = len({version for r in self._serving for version in r.status.versions}) > 1
         self.schedule()
@@ -94,7 +104,8 @@ class Dispatcher:
 
     def add(self, request: TensorRequest, now: float) -> Refusal | None:
         """Queue a request that has just come, whose key says what may share a batch."""
-        request.key = (request.key, request.version, self._seating.place(request, now))
+        request.key = (request.key, request.version, None, None)
+        self._bind(request, now)
         return self.queue.add(request, now)
 
     def replace(self, waiting: Sequence[TensorRequest], queue: Batcher[TensorRequest]) -> None:
@@ -105,7 +116,7 @@ class Dispatcher:
 
     def reseat(self, waiting: Sequence[TensorRequest]) -> None:
         """Bind anew what waits for replicas that serve no more."""
-        lost = [request for request in waiting if not self._seating.stands(request.key[2])]
+        lost = [request for request in waiting if not self._stands(request)]
         for request in lost:
             self.queue.discard(request)
         self._put_back(lost, self._loop.time())
@@ -113,9 +124,26 @@ class Dispatcher:
     def _put_back(self, requests: Sequence[TensorRequest], now: float) -> None:
         """To the head of the queue, each bound to a replica that can serve it."""
         for request in requests:
-            if not self._seating.stands(request.key[2]):
-                request.key = (*request.key[:2], self._seating.place(request, now))
+            if not self._stands(request):
+                self._bind(request, now)
         self.queue.requeue(requests, now)
+
+    def _stands(self, request: TensorRequest) -> bool:
+        _, version, seat, track = request.key
+        if seat is not None and version is not None and seat not in self._holders(version):
+            return False
+        return self._seating.stands(seat) and self._tracks.stands(track, version)
+
+    def _holders(self, version: str) -> frozenset[str]:
+        return frozenset(replica.name for replica in self._serving if replica.serves(version))
+
+    def _bind(self, request: TensorRequest, now: float) -> None:
+        """The track that the request waits on, and the replica of it where sessions are bound."""
+        what, version, _, _ = request.key
+        track = self._tracks.place(request.session, version)
+        among = self._tracks.members(track) if version is None else self._holders(version)
+        seat = self._seating.place(request, now, among)
+        request.key = (what, version, seat, track)
 
     def withdraw(self, request: TensorRequest) -> None:
         """A request that ended without its answer: out of the queue; and when nobody waits for its
@@ -166,7 +194,7 @@ class Dispatcher:
                 slots=slots,
                 curve=replica.curve(None),
                 ahead=replica.load.work,
-                accept=_runs(replica) if self._mixed or self._seating.used else None,
+                accept=self._runs(replica) if self._mixed or self._seating.used else None,
             )
             for request in plan.dropped:
                 self._finish(request, DeadlineExceeded(LATE))
@@ -215,6 +243,9 @@ class Dispatcher:
         """A flight's one end."""
         now = self._loop.time()
         if frame is None:
+            if self._tracks.channel is not None:
+                version = flight.batch[0].version or flight.replica.status.version
+                self._measures.compared(version, [True] * len(flight.batch), now - flight.sent)
             died = f"replica {flight.replica.name} died before it answered"
             # What is dead works no more: placing its batch elsewhere adds no load to the pool.
             self._again(flight, ReplicaNonsense(died), Outcome.FAILURE, now, retry=True)
@@ -239,6 +270,9 @@ class Dispatcher:
         self._give_back(flight, Outcome.SUCCESS, now)
         flight.replica.curve(meta["version"]).observe(meta["batch"], meta["compute_us"] / 1e6)
         self._measures.answered(flight.replica.name, meta, time.time())
+        if self._tracks.channel is not None:
+            seconds = now - flight.sent
+            self._measures.compared(meta["version"], [*map(_failed, outcomes)], seconds)
         for request, outcome in zip(flight.batch, outcomes, strict=True):
             if not request.finished:
                 self._finish(request, outcome)
@@ -267,7 +301,12 @@ class Dispatcher:
         self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
         flight.replica.settled()
 
+    def _runs(self, replica: NativeReplica) -> Callable[[Any], bool]:
+        """Whether it holds the version that a key pins, is the one bound to, and on the track."""
+        name, serves, tracks = replica.name, replica.serves, self._tracks
+        return lambda key: key[2] in (None, name) and serves(key[1]) and tracks.serves(name, key[3])
 
-def _runs(replica: NativeReplica) -> Callable[[Any], bool]:
-    """Whether the replica holds the version that a key pins, and is the one it is bound to."""
-    return lambda key: key[2] in (None, replica.name) and replica.serves(key[1])
+
+def _failed(outcome: Answer | GatewayError) -> bool:
+    """Whether it is the model's failure: a client's own mistake says nothing of a version."""
+    return isinstance(outcome, GatewayError) and outcome.status >= 500

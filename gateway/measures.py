@@ -19,6 +19,8 @@ from gateway.request import Answer, TensorRequest
 # Half-decades from 100 µs to 100 s: enough to see a p99 move, few enough to sum over workers.
 SECONDS = tuple(m * 10.0**e for e in range(-4, 2) for m in (1.0, 2.0, 3.0, 5.0, 7.0))
 ROWS = tuple(float(2**e) for e in range(13))
+# Versions that are compared at a time are two; those before them are soon of no interest.
+MAX_VERSIONS = 16
 
 Family = list[Any]
 
@@ -46,8 +48,19 @@ class Histogram:
         return {"buckets": buckets, "sum": self.sum, "count": total}
 
 
+class VersionMeasures:
+    """What a version did, for the comparison of two. `latency`: of its requests, from the batch's
+    departure: how long a queue is says nothing of a version."""
+
+    __slots__ = ("failed", "latency")
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.latency = Histogram(SECONDS)
+
+
 class Measures:
-    """One model's."""
+    """One model's. `by_version` is kept only where versions are compared."""
 
     def __init__(self) -> None:
         self.accepted = self.done = self.failed = self.cancelled = 0
@@ -56,6 +69,7 @@ class Measures:
         self.codes: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.by_replica: Counter[tuple[str, str]] = Counter()
+        self.by_version: dict[str, VersionMeasures] = {}
         self.latency = Histogram(SECONDS)
         self.queue = Histogram(SECONDS)
         self.service = Histogram(SECONDS)
@@ -91,6 +105,18 @@ class Measures:
         self.service.observe(compute_us / 1e6)
         self.statistics.executed(version, sum(rows), compute_us, wall_s)
 
+    def compared(self, version: str, failed: Sequence[bool], seconds: float) -> None:
+        """A batch of this version ended after that time at its replica; which requests failed."""
+        measures = self.by_version.get(version)
+        if measures is None:
+            while len(self.by_version) >= MAX_VERSIONS:
+                least = min(self.by_version, key=lambda v: sum(self.by_version[v].latency.counts))
+                del self.by_version[least]
+            measures = self.by_version[version] = VersionMeasures()
+        for bad in failed:
+            measures.failed += bad
+            measures.latency.observe(seconds)
+
     def families(self, model: str, live: int, waiting: int) -> list[Family]:
         """For the worker's snapshot: [name, type, help, label names, [[label values], value] …]."""
         ends = {"done": self.done, "failed": self.failed, "cancelled": self.cancelled}
@@ -113,6 +139,13 @@ class Measures:
             _family("penstock_answers_total", "counter", "Answers by replica and version.",
                     ["model", "replica", "version"],
                     [[[model, *key], n] for key, n in self.by_replica.items()]),
+            _family("penstock_version_failures_total", "counter",
+                    "Requests on which a version failed, or during which its replica died.",
+                    ["model", "version"],
+                    [[[model, v], m.failed] for v, m in self.by_version.items()]),
+            _family("penstock_version_seconds", "histogram",
+                    "At the replica, by the version that answered.", ["model", "version"],
+                    [[[model, v], m.latency.to_json()] for v, m in self.by_version.items()]),
             _family("penstock_request_seconds", "histogram", "From arrival to the answer.",
                     ["model"], [[[model], self.latency.to_json()]]),
             _family("penstock_queue_seconds", "histogram", "From arrival to the batch's departure.",

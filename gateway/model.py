@@ -78,6 +78,7 @@ class Model:
             self._new_queue(),
             make_router(config.routing, rng),
             retries=config.retries,
+            canary=config.canary,
             finish=self._finish,
             measures=self.measures,
             loop=loop,
@@ -154,6 +155,8 @@ class Model:
     def changed(self) -> None:
         """A replica came, went, or said something new."""
         ready = [replica for replica in self.replicas if replica.ready]
+        # What serves by default comes first: not what is tried.
+        ready.sort(key=self._tries)
         if ready:
             self.signature = ready[0].signature
         if self.ready and not ready:
@@ -184,6 +187,8 @@ class Model:
         """New limits and policies, for the requests that wait too."""
         if config.routing != self.config.routing:
             self._dispatcher.route_by(make_router(config.routing, self._rng))
+        if config.canary != self.config.canary:
+            self._dispatcher.split_by(config.canary)
         self.config, self._dispatcher.retries = config, config.retries
         self._replace_queue()
 
@@ -193,6 +198,10 @@ class Model:
         limits = [own] if own is not None else []
         limits += [theirs.max_batch_size] if theirs is not None else []
         return min(limits, default=1)
+
+    def _tries(self, replica: NativeReplica) -> bool:
+        channel = self.config.canary.channel
+        return channel is not None and replica.status.channel == channel
 
     def _new_limit(self) -> bool:
         return self._dispatcher.queue.knobs.max_batch_size != self._limit()

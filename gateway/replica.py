@@ -101,6 +101,7 @@ class NativeReplica:
             "generation": status.generation,
             "reload": status.reload,
             "reload_to": status.reload_to,
+            "channel": status.channel,
             "pid": status.pid,
             "weight": load.weight,
             "drained": load.drained,

@@ -36,14 +36,17 @@ class Seating:
             seats[replica.name] = seat
         self._seats = seats
 
-    def place(self, request: TensorRequest, now: float) -> str | None:
-        """The replica that the request is to wait for; None: any."""
+    def place(
+        self, request: TensorRequest, now: float, among: frozenset[str] | None = None
+    ) -> str | None:
+        """The replica (of those `among`, if given) that the request is to wait for; None: any."""
         if not self.used or request.session is None:
             return None
         if request.seat is not None:
             request.seat.release(now)
         key = RoutingKey(session=request.session)
-        seat = self._router.choose(list(self._seats.values()), key, now, cost=request.rows)
+        seats = [seat for name, seat in self._seats.items() if among is None or name in among]
+        seat = self._router.choose(seats, key, now, cost=request.rows)
         if seat is None:
             return None
         request.seat = seat.take(request.rows, now)

@@ -27,7 +27,7 @@ class FakeReplica:
 
     def __init__(self, path: Path, *, model: str = "double", version: str = "1-a") -> None:
         self.path, self.model, self.version = path, model, version
-        self.state, self.slots = "ready", 2
+        self.state, self.slots, self.channel = "ready", 2, "stable"
         self.versions: tuple[str, ...] = (version,)
         self.executed: list[dict[str, Any]] = []
         self.cancelled: list[int] = []
@@ -62,6 +62,7 @@ class FakeReplica:
             state=self.state,
             version=self.version,
             versions=self.versions,
+            channel=self.channel,
             slots=self.slots,
             pid=1,
             signature=DOUBLE.to_json(),

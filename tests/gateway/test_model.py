@@ -6,13 +6,14 @@ import asyncio
 import random
 import struct
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends import wire
 from backends.wire import Kind
-from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig, ServerConfig
+from gateway.config import CanaryConfig, GatewayConfig, ModelConfig, ReplicaConfig, ServerConfig
 from gateway.errors import GatewayError
 from gateway.fleet import Fleet
 from gateway.request import Answer, Tensor, TensorRequest
@@ -346,4 +347,80 @@ async def test_a_saturated_replica_is_left_by_its_sessions(tmp_path):
         for fake in fakes:
             fake.release()
         await client.all(64)
+        client.balance()
+
+
+def canary(fake, version="2-b"):
+    fake.say(channel="canary", version=version, versions=(version,))
+
+
+async def test_a_canary_gets_its_share_and_everything_else_goes_to_the_others(tmp_path):
+    split = CanaryConfig(channel="canary", share=0.25, by="request")
+    async with serving(tmp_path, 2, canary=split) as (client, fakes, fleet):
+        model = fleet.model("double")
+        canary(fakes[1])
+        await until(lambda: set(model.versions) == {"1-a", "2-b"})
+        assert model.versions[0] == "1-a"
+        for number in range(40):
+            client.ask(number)
+        outcomes = await client.all(40)
+        served = [outcome.version for outcome in outcomes.values()]
+        assert served.count("2-b") == 10
+        families = {family[0]: family[4:] for family in model.families()}
+        counts = {labels[1]: v["count"] for labels, v in families["penstock_version_seconds"]}
+        assert counts == {"1-a": 30, "2-b": 10}
+
+
+async def test_a_session_keeps_to_its_version_and_a_pin_overrides(tmp_path):
+    split = CanaryConfig(channel="canary", share=0.5)
+    async with serving(tmp_path, 2, canary=split, routing="session") as (client, fakes, fleet):
+        canary(fakes[1])
+        await until(lambda: len(fleet.model("double").versions) == 2)
+        for number in range(60):
+            client.ask(number, session=f"s{number % 20}")
+        outcomes = await client.all(60)
+        by_session = {n % 20: set() for n in range(60)}
+        for number, outcome in outcomes.items():
+            by_session[number % 20].add(outcome.version)
+        assert all(len(versions) == 1 for versions in by_session.values())
+        assert len({version for (version,) in by_session.values()}) == 2
+        for number, version in ((60, "1-a"), (61, "2-b")):
+            client.ask(number, session="s0", version=version)
+        outcomes = await client.all(62)
+        assert (outcomes[60].version, outcomes[61].version) == ("1-a", "2-b")
+
+
+async def test_what_waits_for_a_canary_that_goes_away_is_answered_by_the_others(tmp_path):
+    split = CanaryConfig(channel="canary", share=1.0)
+    async with serving(tmp_path, 2, canary=split) as (client, fakes, fleet):
+        model = fleet.model("double")
+        canary(fakes[1])
+        await until(lambda: len(model.versions) == 2)
+        fakes[1].held = []
+        for number in range(40):
+            client.ask(number)
+        await until(lambda: fakes[1].held)
+        await fakes[1].stop()
+        outcomes = await client.all(40)
+        assert {outcome.version for outcome in outcomes.values()} == {"1-a"}
+        assert model.measures.by_version["2-b"].failed > 0
+        client.balance()
+
+
+async def test_a_canary_may_be_changed_while_requests_wait(tmp_path):
+    split = CanaryConfig(channel="canary", share=1.0)
+    async with serving(tmp_path, 2, canary=split) as (client, fakes, fleet):
+        model = fleet.model("double")
+        canary(fakes[1])
+        await until(lambda: len(model.versions) == 2)
+        fakes[0].held = []
+        fakes[1].held = []
+        for number in range(300):
+            client.ask(number)
+        await until(lambda: fakes[1].held)
+        model.reconfigure(replace(model.config, canary=CanaryConfig()))
+        await until(lambda: fakes[0].held)
+        fakes[0].release()
+        fakes[1].release()
+        await client.all(300)
         client.balance()
