@@ -39,6 +39,27 @@ async def test_drain_waits_for_what_is_in_flight_and_says_that_it_closes():
     await draining
 
 
+async def test_drain_with_one_plain_answer_due():
+    lane = make_lane(later := Later())
+    wire = Wire(lane).send(request())
+    draining = await drained(lane)
+    later.seen[0].respond(200, b"{}")
+    assert wire.answers()[0].headers[b"connection"] == b"close" and wire.transport.closed
+    await draining
+
+
+async def test_no_request_is_begun_after_the_answer_that_says_close():
+    lane = make_lane(later := Later())
+    wire = Wire(lane).send(request())
+    draining = await drained(lane)
+    later.seen[0].start(200)
+    wire.send(request())
+    later.seen[0].end()
+    assert len(later.seen) == 1 and len(wire.answers()) == 1
+    wire.eof()
+    await draining
+
+
 async def test_a_request_that_has_begun_to_arrive_is_still_served():
     later = Later()
     lane = make_lane(later)
@@ -231,3 +252,27 @@ async def test_the_date_is_renewed_with_the_sweep(monkeypatch):
     assert first == second == b"Tue, 14 Nov 2023 22:13:20 GMT"
     assert third == b"Tue, 14 Nov 2023 22:13:21 GMT"
     wire.transport.close()
+
+
+async def test_a_transport_that_an_error_has_closed_is_no_trouble():
+    def broken(*_: object) -> None:
+        raise RuntimeError("the handler is closed")
+
+    for raw in (request(), request() * 2):
+        wire = Wire(make_lane(later := Later())).send(raw)
+        wire.transport.write = broken
+        for exchange in later.seen:
+            exchange.respond(200, b"{}")
+        wire.transport.close()
+        assert wire.lane.stats.open == 0
+
+
+@pytest.mark.parametrize("error", [OSError(107, "not connected"), RuntimeError("closed")])
+async def test_a_client_that_resets_while_it_is_refused_is_no_trouble(error):
+    def broken() -> None:
+        raise error
+
+    wire = Wire(make_lane(Echo()))
+    wire.transport.write_eof = broken
+    wire.send(b"nonsense\r\n\r\n")
+    assert wire.transport.closed

@@ -22,6 +22,19 @@ async def test_a_slow_reader_stops_the_writer_and_the_reading():
     exchange.end()
 
 
+async def test_whoever_has_its_turn_while_the_client_is_slow_waits_to_write():
+    later = Later()
+    wire = Wire(make_lane(later)).send(request() * 2)
+    called = []
+    later.seen[1].on_writable = lambda: called.append(1)
+    later.seen[1].start(200)
+    wire.transport.client_reads = False
+    later.seen[0].respond(200, b"x" * 100_000)
+    assert not called and not later.seen[1].write(b"x")
+    wire.transport.client_read_all()
+    assert called
+
+
 async def test_a_client_that_reads_nothing_has_no_more_requests_begun():
     later = Later()
     wire = Wire(make_lane(later)).send(request())
@@ -152,6 +165,14 @@ async def test_an_answer_before_a_long_body_closes_and_before_a_short_one_does_n
 
 
 UPGRADE = request("GET", "/x", None, "connection: upgrade", "upgrade: echo")
+
+
+async def test_the_rest_of_a_body_is_no_request():
+    inner = request("GET", "/smuggled")
+    wire, exchange = asked(request("POST", "/x", inner)[: -len(inner)], streams=True)
+    exchange.respond(401, b"{}")
+    wire.send(inner, request("GET", "/x"))
+    assert [e.path for e in wire.lane.resolve("", "").seen] == ["/x", "/x"]
 
 
 async def test_101_makes_a_tunnel():

@@ -102,3 +102,12 @@ async def test_a_connection_is_given_back_once(monkeypatch):
         await asyncio.sleep(0)
     assert len(lane_handler.seen) == 1 and lane.stats.handed == 0
     wire.transport.close()
+
+
+async def test_an_earlier_answer_goes_out_before_the_application_hears_of_the_next():
+    app, lane_handler = FakeApp(), Later()
+    wire = Wire(make_lane(None, hand_over=lambda: app, x=lane_handler)).send(X + APP)
+    assert app.received == b"" and not wire.transport.reading
+    lane_handler.seen[0].respond(200, b"{}")
+    assert app.received == APP and wire.transport.reading and wire.statuses() == [200]
+    wire.transport.close()

@@ -69,6 +69,14 @@ async def test_misuse_is_told():
         exchange.write(b"1234")
 
 
+async def test_a_second_answer_to_a_streamed_request_is_told():
+    wire, exchange = asked(request("POST", "/x", b"abc")[:-1], streams=True)
+    exchange.start(200)
+    wire.send(b"c")
+    with pytest.raises(RuntimeError, match="answered already"):
+        exchange.respond(200, b"{}")
+
+
 async def test_after_the_client_has_gone_nothing_happens(caplog):
     caplog.set_level(logging.DEBUG)
     for streams in (False, True):

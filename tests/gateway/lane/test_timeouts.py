@@ -51,6 +51,15 @@ async def test_a_head_that_drips_is_slow_all_the_same():
     assert scene.wire.statuses() == [408]
 
 
+async def test_a_heads_time_begins_with_its_first_byte():
+    scene = Scene()
+    scene.wait(20)
+    scene.wire.send(request()[:9])
+    scene.wait(9)
+    scene.wire.send(request()[9:])
+    assert scene.wire.statuses() == [200]
+
+
 async def test_each_head_has_its_own_time():
     scene = Scene()
     for _ in range(5):
