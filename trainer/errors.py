@@ -63,6 +63,12 @@ class RunBusy(TrainerError):
     code = "run_busy"
 
 
+class RunUnreadable(TrainerError):
+    """The file system does not give the run's bytes; whether they are whole is not known."""
+
+    code = "run_unreadable"
+
+
 # -------------------------------------------------------------------------- the training failed
 
 

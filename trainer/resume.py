@@ -16,12 +16,13 @@ from backends.checkpoint import (
     CheckpointError,
     Manifest,
     Run,
+    Unreadable,
     channel_names,
     clean,
     read_channel,
     verify,
 )
-from trainer.errors import RunMismatch
+from trainer.errors import RunMismatch, RunUnreadable
 
 BROKEN = ".broken-"
 
@@ -38,12 +39,18 @@ class Start:
 
 
 def choose(run: Run, model: Mapping[str, Any]) -> Start:
-    """Raises RunMismatch when the run holds another model than `model` (class and config)."""
+    """Raises RunMismatch when the run holds another model than `model` (class and config), and
+    RunUnreadable when a step cannot be read at all."""
     clean(run)
     notes: list[str] = []
     for step in reversed(run.steps()):
         try:
             manifest = verify(run, step)
+        except Unreadable as error:
+            # Says nothing about the bytes: moving the step away would be wrong.
+            raise RunUnreadable(
+                f"step {step} cannot be read now ({error}); try again when the file system answers"
+            ) from error
         except CheckpointError as error:
             notes.append(_set_aside(run, step, error))
             continue
