@@ -33,6 +33,8 @@ MAX_FRAME = 512 * 1024 * 1024
 # One read's worth; frames that fit are copied out of it, larger ones get their own buffer.
 SCRATCH = 256 * 1024
 
+_BLANKS = b" " * 8
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -90,6 +92,8 @@ class Frame(NamedTuple):
 def encode(kind: int, id: int, meta: Any = None, data: Sequence[Buffer] = ()) -> list[Buffer]:
     """One frame as buffers for `transport.writelines`; tensor bytes are passed on, never copied."""
     packed = b"" if meta is None else orjson.dumps(meta)
+    # Blanks, which JSON ignores, so that tensors begin where any type may be read in place.
+    packed += _BLANKS[: -len(packed) % 8]
     size = 0
     for buffer in data:
         size += buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)

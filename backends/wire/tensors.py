@@ -81,7 +81,8 @@ class Signature:
     `ragged` says how requests whose variable dimensions differ may share a batch: "refuse" (equal
     shapes only), "pad" (zero-padded to the longest in the batch; the model gets `<input>_lengths`,
     an INT32 [batch], for every padded input), or "concat" (joined along the first variable
-    dimension; the model gets `<input>_lengths` likewise).
+    dimension; the model gets `<input>_lengths` likewise). An output whose rows differ in length is
+    cut back to each request's part when the model returns `<output>_lengths` beside it.
     """
 
     inputs: tuple[TensorSpec, ...]
