@@ -103,7 +103,7 @@ def _parts(meta: dict[str, Any], data: memoryview) -> Iterator[tuple[Any, int, m
 
 
 def _column(
-    head: tuple[str, str, Sequence[int]],
+    head: Sequence[Any],
     size: int,
     data: memoryview,
     rows: Sequence[int],
