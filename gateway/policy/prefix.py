@@ -118,18 +118,18 @@ class PrefixRouter:
         prefix = request.prefix
         if request.session is not None or not prefix:
             return self._sessions.choose(candidates, request, now, cost=cost)
+        limits = self._bound.limits(candidates, now, cost)
+        if limits is None:
+            return None
         depth, holders = self._index.match(prefix)
         if depth and _length(depth) >= self._enough * _length(len(prefix)):
-            limits = self._bound.limits(candidates, now, cost)
-            if limits is None:
-                return None
             named = self._names
             wanted = [named[number] for number in holders if number in named]
             able = [c for c in candidates if c.name in wanted and limits.admit(c)]
             if able:
                 return self._least_work.choose(able, request, now, cost=cost)
-        start = RoutingKey(f"{prefix[min(_COLD, len(prefix)) - 1]:x}")
-        return self._sessions.choose(candidates, start, now, cost=cost)
+        start = f"{prefix[min(_COLD, len(prefix)) - 1]:x}"
+        return self._sessions.place(start, candidates, limits, now)
 
     def sent(self, lease: Lease, request: RoutingKey, now: float) -> None:
         if request.prefix:

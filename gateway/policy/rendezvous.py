@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from math import log
 
-from gateway.policy.bounds import LoadBound
-from gateway.policy.candidate import C, RoutingKey, Unlearned
+from gateway.policy.bounds import Limits, LoadBound
+from gateway.policy.candidate import NO_KEY, C, RoutingKey, Unlearned
 from gateway.policy.leastwork import WeightedLeastConnections
 
 _MASK = (1 << 64) - 1
@@ -78,12 +78,15 @@ class SessionRouter(Unlearned):
         if request.session is None:
             return self._least_work.choose(candidates, request, now, cost=cost)
         limits = self._bound.limits(candidates, now, cost)
-        if limits is None:
-            return None
-        for index in self._ranked(request.session, candidates):
-            if limits.admit(candidates[index]):
-                return candidates[index]
-        return self._least_work.choose(candidates, request, now, cost=cost)
+        return limits and self.place(request.session, candidates, limits, now)
+
+    def place(self, key: str, candidates: Sequence[C], limits: Limits, now: float) -> C | None:
+        """Where this key belongs, within these limits."""
+        for index in self._ranked(key, candidates):
+            candidate = candidates[index]
+            if limits.admit(candidate):
+                return candidate
+        return self._least_work.choose(candidates, NO_KEY, now, cost=limits.cost)
 
     def _ranked(self, session: str, candidates: Sequence[C]) -> list[int]:
         """The ranking, remembered for as long as the fleet is the same."""
