@@ -29,7 +29,7 @@ def accept(headers: Iterable[tuple[bytes, bytes]], origins: Collection[str] = ()
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         found.setdefault(name, []).append(value)
-    if b"websocket" not in _tokens(found.get(b"upgrade", ())):
+    if b"websocket" not in [token.lower() for token in _tokens(found.get(b"upgrade", ()))]:
         raise UpgradeRequired("this path speaks WebSocket; upgrade the connection")
     if found.get(b"sec-websocket-version") != [VERSION]:
         raise UpgradeRequired("the only WebSocket version spoken here is 13")
@@ -49,7 +49,7 @@ def accept(headers: Iterable[tuple[bytes, bytes]], origins: Collection[str] = ()
 
 
 def _tokens(values: Iterable[bytes]) -> set[bytes]:
-    return {token.strip().lower() for value in values for token in value.split(b",")}
+    return {token.strip() for value in values for token in value.split(b",")}
 
 
 def _is_key(value: bytes) -> bool:

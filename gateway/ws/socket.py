@@ -252,9 +252,9 @@ class Socket:
         self._waiting = False
         while self._out and self._writable and self._state != CLOSED:
             self._writable = self._exchange.write(self._next_piece(self._out))
-        if self._out:
             if not self._writable and self._state == OPEN:
                 self._since = self._hub.clock()
+        if self._out:
             return
         self._out = None
         if self._state == CLOSING:

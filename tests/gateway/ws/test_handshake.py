@@ -31,7 +31,8 @@ def test_the_key_is_answered_as_others_answer_it():
 def test_our_protocol_is_chosen_among_those_offered():
     fields = accept([*RIGHT, (b"sec-websocket-protocol", b"other, penstock.v1")])
     assert b"sec-websocket-protocol: penstock.v1\r\n" in fields
-    assert b"protocol" not in accept([*RIGHT, (b"sec-websocket-protocol", b"other")])
+    for others in (b"other", b"Penstock.V1"):
+        assert b"protocol" not in accept([*RIGHT, (b"sec-websocket-protocol", others)])
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,24 @@ async def test_a_reader_that_takes_nothing_is_told_1008_and_cut_off():
     assert talk.surface.stats.open == 0 and talk.surface.held == 0
 
 
+async def test_a_pause_is_timed_from_its_beginning():
+    talk = Talk(wordy(PIECE))
+    talk.transport.client_reads = False
+    for name in "abc":
+        talk.send(infer(name))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    # The transport has taken all of it and asks to wait; nothing waits here.
+    assert talk.transport.waiting > PIECE and talk.surface.held == 0
+    talk.clock.now += 29
+    talk.surface.sweep(talk.clock.now)
+    assert talk.surface.stats.closed == {}
+    talk.transport.client_read_all()
+    talk.clock.now += 3
+    talk.surface.sweep(talk.clock.now)
+    assert talk.surface.stats.closed == {}
+
+
 async def test_one_that_does_not_even_take_that_is_reset():
     talk = Talk(wordy(3 * PIECE))
     talk.transport.client_reads = False
