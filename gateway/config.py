@@ -200,6 +200,11 @@ class ModelConfig:
     max_batch_size: int | None = option(
         Whole(1, 1_000_000), "rows in a batch; left out, what the replica says", default=None
     )
+    max_batch_elements: int | None = option(
+        Whole(1, 2**40),
+        "elements of all inputs in a batch, padding included; left out, rows alone are counted",
+        default=None,
+    )
     routing: str = option(
         Choice(*ROUTING),
         "how a replica is chosen; left out, wlc, and session among http replicas",
@@ -236,7 +241,7 @@ class ModelConfig:
         if len({replica.kind for replica in self.replicas}) > 1:
             yield "replicas", "one model has replicas of one kind: all native, or all http"
         elif self.http:
-            for key in ("slo_ms", "max_batch_size"):
+            for key in ("slo_ms", "max_batch_size", "max_batch_elements"):
                 if getattr(self, key) is not None:
                     yield key, "only models with native replicas have it"
             if self.canary.channel is not None:

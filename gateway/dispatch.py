@@ -45,6 +45,7 @@ class Flight:
     lease: Lease
     permit: Permit
     sent: float
+    per_row: float  # what a row counts in the batch's budget; 1 where rows are counted
     id: int = 0
 
 
@@ -222,8 +223,10 @@ class Dispatcher:
         permit = replica.breaker.allow(now, panic=panic)
         assert permit is not None  # `usable` said so, at this very moment
         rows = sum([request.rows for request in batch])
-        lease = replica.load.take(replica.curve(batch[0].version).mean(rows), now)
-        flight = Flight(batch, replica, lease, permit, now)
+        cost = self.queue.knobs.cost
+        size = rows if cost is None else sum(map(cost, batch))
+        lease = replica.load.take(replica.curve(batch[0].version).mean(size), now)
+        flight = Flight(batch, replica, lease, permit, now, size / rows)
         self._budget.request(now)
         for request in batch:
             request.attempts += 1
@@ -268,7 +271,9 @@ class Dispatcher:
             return
         meta, outcomes = split(frame, flight.batch, flight.replica.name, flight.sent)
         self._give_back(flight, Outcome.SUCCESS, now)
-        flight.replica.curve(meta["version"]).observe(meta["batch"], meta["compute_us"] / 1e6)
+        flight.replica.curve(meta["version"]).observe(
+            round(meta["batch"] * flight.per_row), meta["compute_us"] / 1e6
+        )
         self._measures.answered(flight.replica.name, meta, time.time())
         if self._tracks.channel is not None:
             seconds = now - flight.sent

@@ -31,6 +31,7 @@ from gateway.policy.breaker import Ejection
 from gateway.policy.routing import make_router
 from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
+from gateway.sizes import Sizes
 
 # How often deadlines are looked at while requests live; a 504 comes at most this much late.
 TICK_S = 0.02
@@ -67,6 +68,7 @@ class Model:
         self.ejection = Ejection()
         self.measures = Measures()
         self.signature: Signature | None = None  # until a replica has said it
+        self._sizes: Sizes | None = None
         self.versions: tuple[str, ...] = ()  # that can be asked for; the default one first
         self.ready = False
         self.unloaded = False
@@ -112,6 +114,8 @@ class Model:
         request.deadline = min(request.deadline, request.arrived + limit_ms / 1e3)
         if request.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request arrived")
+        if self._sizes is not None and self._sizes.buckets:
+            request.key = (request.key, self._sizes.bucket(request))
         refusal = self._dispatcher.add(request, now)
         if refusal is None:
             return None
@@ -157,8 +161,11 @@ class Model:
         ready = [replica for replica in self.replicas if replica.ready]
         # What serves by default comes first: not what is tried.
         ready.sort(key=self._tries)
-        if ready:
-            self.signature = ready[0].signature
+        fresh = ready[0].signature if ready else self.signature
+        renewed = fresh != self.signature
+        if renewed and fresh is not None:
+            # Kept while equal: surfaces compile it once for each object.
+            self.signature, self._sizes = fresh, Sizes(fresh)
         if self.ready and not ready:
             self._unserved_since = self._loop.time()
         self.ready = bool(ready) and not self.unloaded
@@ -173,7 +180,7 @@ class Model:
         self._dispatcher.reseat(self._waiting())
         if set(old) - set(self.versions) and self.ready:
             self._end_unpinnable()
-        if self._new_limit():
+        if renewed or self._new_limit():
             self._replace_queue()
 
     def _end_unpinnable(self) -> None:
@@ -207,12 +214,14 @@ class Model:
         return self._dispatcher.queue.knobs.max_batch_size != self._limit()
 
     def _new_queue(self) -> Batcher[TensorRequest]:
-        slo_ms = self.config.slo_ms
+        slo_ms, budget = self.config.slo_ms, self.config.max_batch_elements
         return Batcher(
             BatchingKnobs(
                 max_batch_size=self._limit(),
                 slo_s=None if slo_ms is None else slo_ms / 1e3,
                 max_queue=max(self.config.max_queue, self._limit()),
+                cost=None if budget is None or self._sizes is None else self._sizes.elements,
+                max_cost=None if self._sizes is None else budget,
             )
         )
 
