@@ -279,8 +279,7 @@ class Connection(Turns):
             exchange = Exchange(self, head, b"", self.lane.clock(), False)
             self._enqueue(exchange)
         elif exchange is None:
-            # Its answer is out; only the rest of its body was still to come.
-            self._shut()
+            self._settle()  # its answer is given; only the rest of its body was still to come
             return
         elif body.handler is None:
             exchange.pass_gone()

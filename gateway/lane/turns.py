@@ -254,7 +254,7 @@ class Turns(asyncio.Protocol):
         busy = PUMPING | CLOSED | SHUT | AWAY | unfinished
         if self.front is not None or self._body is not None or self._flags & busy:
             return
-        if self._flags & DRAINING or (self._flags & EOF and not held):
+        if self._flags & (DRAINING | DEAF) or (self._flags & EOF and not held):
             self._shut()
 
     def _shut(self) -> None:

@@ -178,6 +178,24 @@ async def test_a_body_cut_off_by_the_clients_end_is_refused(raw):
     assert wire.statuses() == [200, 400] and wire.transport.closed
 
 
+@pytest.mark.parametrize("ending", ["eof", "stall"])
+async def test_a_body_that_nobody_wants_and_that_does_not_come_harms_no_earlier_answer(ending):
+    clock, first, second = Clock(), Later(), Later(streams=True)
+    lane = make_lane(first, clock=clock, s=second)
+    wire = Wire(lane).send(request() + request("POST", "/s", b"abc")[:-1])
+    second.seen[0].respond(401, b"{}")
+    if ending == "eof":
+        wire.eof()
+    else:
+        for _ in range(100):
+            clock.now += 1
+            lane.sweep(clock.now)
+    assert first.gone == []
+    first.seen[0].respond(200, b"{}")
+    assert wire.statuses() == [200, 401]
+    assert wire.transport.closed or wire.transport.eof_written
+
+
 async def test_half_closed_in_the_middle_of_a_streamed_body():
     later = Later(streams=True)
     wire = Wire(make_lane(later)).send(chunked(b"abc")[:-1]).eof()

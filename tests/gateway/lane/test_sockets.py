@@ -155,6 +155,22 @@ def test_unix_socket(run, tmp_path):
     run(scene())
 
 
+def test_clients_of_a_unix_socket_that_leave_are_noticed(run, tmp_path):
+    async def scene():
+        lane = lane_of(later := Later())
+        path = str(tmp_path / "lane.sock")
+        server = await asyncio.get_running_loop().create_unix_server(lane.protocol, path)
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(request())
+        await until(lambda: later.seen)
+        writer.close()
+        await until(lambda: later.gone)
+        server.close()
+        await lane.drain(1)
+
+    run(scene())
+
+
 def test_refusals_can_be_read_while_the_body_is_still_being_sent(run):
     def ask(port):
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
