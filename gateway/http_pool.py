@@ -114,11 +114,10 @@ class HttpPool:
     def _choose(self, key: RoutingKey, tried: Sequence[str], now: float) -> HttpReplica | None:
         serving = self._serving
         for replica in serving:
-            load = replica.load
             if (
                 not replica.breaker.closed
                 or replica.busy_until > now
-                or load.in_flight >= load.slots
+                or replica.load.in_flight >= replica.limit
             ):
                 break
         else:

@@ -15,6 +15,8 @@ from typing import Protocol, cast
 
 import httptools
 
+from gateway.relay.memo import HeadMemo, Known
+
 # A response head beyond this is not one that a client would accept either.
 MAX_HEAD = 64 * 1024
 
@@ -42,6 +44,9 @@ class Sink(Protocol):
     def upstream_upgraded(self, early: bytes) -> None: ...
     def upstream_writable(self) -> None: ...
     def upstream_done(self) -> None: ...
+    def upstream_whole(self, known: Known, body: bytes) -> None:
+        """All of an answer at once, in place of the calls for its parts."""
+
     def upstream_failed(self, how: Broke, detail: str) -> None: ...
 
 
@@ -51,10 +56,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body_open",
+        "_guess",
         "_head_bytes",
         "_headers",
         "_interim",
         "_keep_alive",
+        "_memo",
         "_no_body",
         "_on_idle",
         "_on_lost",
@@ -75,8 +82,10 @@ class UpstreamConnection(asyncio.Protocol):
         self,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection], None],
+        memo: HeadMemo,
     ) -> None:
-        self._on_idle, self._on_lost = on_idle, on_lost
+        self._on_idle, self._on_lost, self._memo = on_idle, on_lost, memo
+        self._guess = 0  # the length of the last head
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._sink: Sink | None = None
@@ -169,7 +178,23 @@ class UpstreamConnection(asyncio.Protocol):
             # Bytes that nobody asked for: whatever they are, the next answer cannot be trusted.
             self.abort()
             return
-        self._untouched = False
+        end = 0  # of the head, where this may be a whole plain answer
+        if self._untouched:
+            self._untouched = False
+            if not (self._no_body or self._request_open):
+                # An upstream repeats its heads, so their length is guessed before it is looked for.
+                table, end = self._memo.table, self._guess
+                known = table.get(data[:end])
+                if known is None:
+                    self._guess = end = data.find(b"\r\n\r\n") + 4
+                    known = table.get(data[:end])
+                if known is not None and len(data) == end + known.length:
+                    self._sink = None
+                    self.served += 1
+                    sink.upstream_whole(known, data[end:])
+                    if not self.lost:
+                        self._on_idle(self)
+                    return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -181,8 +206,11 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(Broke.NONSENSE, str(error))
         else:
-            if sink is not self._sink:
-                return  # the answer is complete, or given up
+            if sink is not self._sink:  # the answer is complete, or given up
+                if end > 3 and self._sink is None and self._keep_alive and not self._body_open:
+                    status = self._parser.get_status_code()
+                    self._memo.note(data[:end], len(data) - end, status, self._headers)
+                return
             if not self._body_open:
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD:
@@ -279,6 +307,7 @@ class _Nobody:
     def upstream_upgraded(self, early: bytes) -> None: ...
     def upstream_writable(self) -> None: ...
     def upstream_done(self) -> None: ...
+    def upstream_whole(self, known: Known, body: bytes) -> None: ...
     def upstream_failed(self, how: Broke, detail: str) -> None: ...
 
 

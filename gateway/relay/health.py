@@ -10,6 +10,7 @@ import asyncio
 
 from gateway.relay.connection import Broke, Headers
 from gateway.relay.endpoint import Endpoint
+from gateway.relay.memo import Known
 from gateway.relay.pool import ConnectionPool, PoolExhausted
 
 
@@ -47,6 +48,9 @@ class _Look:
     def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None:
         if not self.status.done():
             self.status.set_result(status)
+
+    def upstream_whole(self, known: Known, body: bytes) -> None:
+        self.upstream_head(known.status, b"", [])
 
     def upstream_failed(self, how: Broke, detail: str) -> None:
         if not self.status.done():

@@ -26,6 +26,7 @@ from gateway.policy.routing import NO_KEY, RoutingKey
 from gateway.relay.answering import CONNECTING, ENDED, FIRST, HEAD, SEATING, TUNNEL, Answering
 from gateway.relay.connection import Broke, Headers, UpstreamConnection
 from gateway.relay.head import CHUNKED, NO_BODY, request_end
+from gateway.relay.memo import Known
 from gateway.relay.pool import PoolExhausted
 from gateway.relay.reply import NO_RETRY, refuse
 
@@ -261,6 +262,15 @@ class Transit(Answering):
             self._answer_whole()
         self._give_back(outcome)
         self._end("done" if status < 500 else f"http_{status}")
+
+    def upstream_whole(self, known: Known, body: bytes) -> None:
+        """Of a good status only, so it is always accepted."""
+        self.connection = None
+        answer = known.answer
+        fields = answer.fields + self.own_fields()
+        self.exchange.respond(known.status, body, answer.content_type, fields)
+        self._give_back(Outcome.SUCCESS)
+        self._end("done")
 
     def upstream_failed(self, how: Broke, detail: str) -> None:
         self.connection = None

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.relay import head
 from gateway.relay.connection import Broke, UpstreamConnection
+from gateway.relay.memo import HeadMemo
 
 
 class ScriptedTransport:
@@ -35,7 +36,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.events: list[tuple] = []
         self.body = b""
-        self.reads = 0
+        self.reads = self.whole = 0
 
     def upstream_head(self, status, reason, headers):
         self.events.append(("head", status))
@@ -56,6 +57,11 @@ class RecordingSink:
     def upstream_writable(self):
         self.events.append(("writable",))
 
+    def upstream_whole(self, known, body):
+        self.body += body
+        self.events += [("head", known.status), ("done",)]
+        self.whole += 1
+
     def upstream_done(self):
         self.events.append(("done",))
 
@@ -65,7 +71,7 @@ class RecordingSink:
 
 def exchange(is_head: bool = False):
     idle: list[UpstreamConnection] = []
-    connection = UpstreamConnection(idle.append, lambda _: None)
+    connection = UpstreamConnection(idle.append, lambda _: None, HeadMemo())
     transport, sink = ScriptedTransport(), RecordingSink()
     connection.connection_made(transport)
     connection.begin(sink, b"GET / HTTP/1.1\r\n\r\n", b"", is_head=is_head, complete=True)
@@ -162,7 +168,7 @@ def test_bytes_after_the_answer_close_the_connection():
 def test_an_answer_before_the_request_is_whole_does_not_keep_the_connection():
     idle: list[UpstreamConnection] = []
     connection, transport, sink = (
-        UpstreamConnection(idle.append, lambda _: None),
+        UpstreamConnection(idle.append, lambda _: None, HeadMemo()),
         ScriptedTransport(),
         RecordingSink(),
     )
@@ -234,3 +240,56 @@ def test_an_upgrade_request_keeps_its_upgrade():
     assert b"connection: upgrade\r\nupgrade: websocket\r\n" in made
     assert b"host: up:1\r\n" in made
     assert b"content-length" not in made and b"transfer-encoding" not in made
+
+
+def ask(connection, answer, **options):
+    sink = RecordingSink()
+    request = {"is_head": False, "complete": True, **options}
+    connection.begin(sink, b"GET / HTTP/1.1\r\n\r\n", b"", **request)
+    connection.data_received(answer)
+    return sink
+
+
+def test_a_head_that_repeats_is_read_once():
+    connection, transport, _, idle = exchange()
+    connection.data_received(FIXED)
+    again = [ask(connection, FIXED) for _ in range(3)]
+    assert [sink.whole for sink in again] == [0, 1, 1]
+    assert all(sink.body == b"hello" for sink in again)
+    assert all(sink.events == [("head", 200), ("done",)] for sink in again)
+    assert len(idle) == 4 and not transport.closed
+    # A read that does not hold exactly this answer is read in full.
+    sink = RecordingSink()
+    connection.begin(sink, b"", b"", is_head=False, complete=True)
+    connection.data_received(FIXED[:-1])
+    assert sink.events == [("head", 200)]
+    connection.data_received(FIXED[-1:])
+    assert sink.events[-1] == ("done",) and sink.body == b"hello"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CHUNKED,
+        INTERIM,
+        b"HTTP/1.1 404 No\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.1 204 No\r\n\r\n",
+    ],
+)
+def test_other_answers_are_always_read_in_full(answer):
+    connection, _, _, _ = exchange()
+    connection.data_received(FIXED)
+    sinks = [ask(connection, answer) for _ in range(4)]
+    assert [sink.whole for sink in sinks] == [0] * 4
+    assert all(sink.events[-1] == ("done",) for sink in sinks)
+
+
+def test_the_answer_to_head_is_none_of_those_remembered():
+    connection, _, _, _ = exchange()
+    connection.data_received(FIXED)
+    ask(connection, FIXED)
+    ask(connection, FIXED)
+    head_only = ask(connection, FIXED[: -len(b"hello")], is_head=True)
+    assert (head_only.whole, head_only.body) == (0, b"")
+    assert ask(connection, FIXED).body == b"hello"
