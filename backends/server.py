@@ -33,7 +33,9 @@ class Engine(Protocol):
     def execute(self, connection: Connection, frame: Frame) -> None: ...
     def call(self, connection: Connection, frame: Frame) -> None: ...
     def cancel(self, connection: Connection, id: int) -> None: ...
-    def control(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]: ...
+    def control(
+        self, op: str, arguments: dict[str, Any]
+    ) -> dict[str, Any] | asyncio.Future[dict[str, Any]]: ...
     def lost(self, connection: Connection) -> None: ...
 
 
@@ -175,8 +177,22 @@ class Connection(asyncio.BufferedProtocol):
         meta = frame.json()
         if not isinstance(meta, dict) or not isinstance(meta.get("op"), str):
             raise BadFrame('CONTROL needs an "op"', param="op")
-        reply = self._engine.control(meta.pop("op"), meta)
-        self.send(encode(Kind.REPLY, frame.id, reply))
+        id, reply = frame.id, self._engine.control(meta.pop("op"), meta)
+        if isinstance(reply, asyncio.Future):
+            reply.add_done_callback(lambda done: self._done(id, done))
+        else:
+            self.send(encode(Kind.REPLY, id, reply))
+
+    def _done(self, id: int, done: asyncio.Future[dict[str, Any]]) -> None:
+        """An operation that took its time has ended."""
+        if done.cancelled() or (error := done.exception()) is None:
+            reply = {} if done.cancelled() else done.result()
+            self.send(encode(Kind.REPLY, id, reply))
+        elif isinstance(error, BackendError):
+            self.fault(id, error.fault())
+        else:
+            self._server.events("control.crashed", error=repr(error))
+            self.fault(id, BackendError(f"internal error: {error!r}").fault())
 
 
 class Server:

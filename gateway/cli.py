@@ -111,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--file", action="store_true", help="read the gateway's own configuration file again"
     )
+    promote = _operation(
+        verbs, "promote", "serve everywhere what the canary tries", "promote digits"
+    )
+    promote.add_argument("model", help="the model's name")
     rollback = _operation(verbs, "rollback", "go back to the version before", "rollback digits")
     rollback.add_argument("model", help="the model's name")
 

@@ -171,8 +171,18 @@ def _rollback(admin: AdminClient, arguments: argparse.Namespace) -> None:
     _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/rollback"))
 
 
+def _promote(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    admin.patience_s = None  # every byte of the version is read first
+    _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/promote"))
+
+
 def _show_replies(answer: dict[str, Any]) -> None:
-    """Each replica's state at this moment; `status` shows how it goes on."""
+    """Each replica's state at this moment, or where a channel went; `status` shows the rest."""
+    if moved := answer.get("moved"):
+        done = {"promote": "promoted", "rollback": "rolled back"}[answer["decision"]]
+        where = f"channel {moved['channel']} is at {moved['version']}"
+        print(f"{answer['version']} is {done}: {where} (generation {moved['generation']})")
+        return
     for name, reply in answer["replicas"].items():
         target = f" → {reply['reload_to']}" if reply.get("reload_to") else ""
         print(f"{name}: asked; serves {reply['version'] or 'nothing'}, {reply['reload']}{target}")
@@ -184,5 +194,6 @@ _VERBS = {
     "undrain": _undrain,
     "weight": _weight,
     "reload": _reload,
+    "promote": _promote,
     "rollback": _rollback,
 }

@@ -92,12 +92,17 @@ class Operations:
             "events": self.events.since(limit=EVENTS_SHOWN),
         }
 
-    async def _metrics(self) -> str:
+    async def families(self) -> list[Family]:
+        """What all workers have counted, those that are gone included."""
         reports = await self._ask_all("metrics")
         for worker, answer in reports:
             self._ledger.seen(f"{worker.name}/{worker.life}", answer["families"])
+        return self._ledger.total()
+
+    async def _metrics(self) -> str:
+        total = await self.families()
         own: list[Family] = gateway_families(await self.status())
-        return self._render(merge([self._ledger.total(), own]))
+        return self._render(merge([total, own]))
 
     async def statistics(self) -> list[Json]:
         """What each worker has counted of its models; for a worker, which adds it up."""
@@ -166,8 +171,17 @@ class Operations:
         self._running.versions.forgive(model)
         return await self._replicas_do(model, "reload")
 
+    async def promote(self, model: str) -> Json:
+        """What the canary tries becomes what all serve."""
+        self._model(model)
+        return await self._running.versions.promote(model)
+
     async def rollback(self, model: str) -> Json:
-        """Every native replica goes back to the version before."""
+        """The canary goes back to what the others serve; where none is under way, every native
+        replica goes back to the version before."""
+        self._model(model)
+        if (answer := await self._running.versions.rollback(model)) is not None:
+            return answer
         return await self._replicas_do(model, "rollback")
 
     async def reread(self) -> list[str]:

@@ -116,7 +116,7 @@ class Supervisor:
             admin = await self._open_admin(self.operations, self._private, admin_key)
             self._own(self._start_replicas())
             self._own(self.operations.watch())
-            self._own(self.versions.run())
+            self._own(self.versions.run(self.operations.families))
             status = await self._ended
         finally:
             await self._shut_down()

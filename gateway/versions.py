@@ -1,29 +1,33 @@
 """Which version each native replica serves, and when it may take another one: the shell of a
 gateway's one brain.
 
-Owns a connection to every native replica, over which it hears STATUS and steers. What is decided is
-in `policy.rolling`. Invariant: a replica hears `steer` about once a second while this lives; one
-that hears it no longer goes on by itself.
+Owns a connection to every native replica, over which it hears STATUS and steers. It decides
+nothing: `policy.rolling` and `canary` do. Invariant: a replica hears `steer` about once a second
+while this lives; one that hears it no longer goes on by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from backends.wire import Status
+from gateway.canary import Canary
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.control import ControlChannel, ControlError, open_replica
 from gateway.events import Events
+from gateway.metrics import Family
 from gateway.policy.rolling import Finding, Order, Rolling, View
 
 # A fifth of what a replica waits for the next word, unless its file says less.
 STEER_S = 1.0
 CALL_S = 5.0
+# A channel is moved once every byte of the version was read.
+POINT_S = 600.0
 # A replica that starts is met soon: what it must not load, it has to hear before.
 RECONNECT_S = (0.05, 1.0)
 
@@ -45,16 +49,19 @@ class Versions:
     def __init__(self, running: Running, events: Events) -> None:
         self._running, self._events = running, events
         self._models: dict[str, Rolling] = {}
+        self._canaries: dict[str, Canary] = {}
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, count: Callable[[], Awaitable[list[Family]]]) -> None:
+        """Until cancelled. `count` gives the metrics of all workers."""
         try:
             while True:
                 self._match()
                 for name in self._models:
                     self._follow_up(name)
+                if self._canaries:
+                    await self._look(await count())
                 await asyncio.sleep(STEER_S)
         finally:
             links = [link.task for link in self._links.values()]
@@ -66,14 +73,42 @@ class Versions:
         """What operators are shown of a model's versions."""
         rolling = self._models.get(model)
         if rolling is None:
-            return {"versions": {}, "skew_s": 0.0, "waiting": [], "refused": {}}
+            return {"versions": {}, "skew_s": 0.0, "waiting": [], "refused": {}, "canary": None}
         now = asyncio.get_running_loop().time()
         return {
             "versions": rolling.versions(),
             "skew_s": round(rolling.skew_s(now), 3),
             "waiting": rolling.waiting,
             "refused": rolling.bad,
+            "canary": self._canaries[model].report() if model in self._canaries else None,
         }
+
+    async def promote(self, model: str) -> Json:
+        """What is tried becomes what all serve. Raises ControlError."""
+        if model not in self._canaries:
+            raise ControlError(
+                f"model {model!r} has no canary: set models.canary.channel for one",
+                status=409,
+                code="no_canary",
+            )
+        return await self._canaries[model].promote(self._models[model].views())
+
+    async def rollback(self, model: str) -> Json | None:
+        """The canary goes back to what all others serve; None where none is under way."""
+        canary = self._canaries.get(model)
+        if canary is None or not canary.trying(self._models[model].views()):
+            return None
+        return await canary.rollback(self._models[model].views())
+
+    async def _look(self, families: list[Family]) -> None:
+        now = asyncio.get_running_loop().time()
+        for name, canary in list(self._canaries.items()):
+            await canary.look(self._models[name].views(), families, now)
+
+    async def _ask(self, replica: str, op: str, **arguments: Any) -> Json:
+        if (link := self._links.get(replica)) is None:
+            raise ControlError(f"{replica} is gone", status=503, code="unreachable")
+        return await link.call(op, within_s=POINT_S, **arguments)
 
     def forgive(self, model: str) -> None:
         """An operator has the replicas try again what was refused."""
@@ -101,6 +136,14 @@ class Versions:
         }
         for name, model in models.items():
             self._models[name].probation = model.rollout == "probation"
+        kept = self._canaries
+        self._canaries = {
+            name: kept[name]
+            if name in kept and kept[name].config == model.canary
+            else Canary(name, model.canary, self._ask, self._events)
+            for name, model in models.items()
+            if model.canary.channel is not None
+        }
         for name, (model, address) in wanted.items():
             if name not in self._links:
                 self._links[name] = _Link(self, name, model, address)
@@ -170,16 +213,16 @@ class _Link:
         self._channel: ControlChannel | None = None
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"steer {name}")
 
-    async def call(self, op: str, **arguments: Any) -> Json:
+    async def call(self, op: str, *, within_s: float = CALL_S, **arguments: Any) -> Json:
         """Raises ControlError."""
         if self._channel is None:
             raise ControlError(f"{self.name} cannot be reached", status=503, code="unreachable")
         try:
-            async with asyncio.timeout(CALL_S):
+            async with asyncio.timeout(within_s):
                 return await self._channel.call(op, **arguments)
         except TimeoutError:
             raise ControlError(
-                f"{self.name} did not answer within {CALL_S:g} s", status=504, code="timeout"
+                f"{self.name} did not answer within {within_s:g} s", status=504, code="timeout"
             ) from None
 
     async def _run(self) -> None:

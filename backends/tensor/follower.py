@@ -16,9 +16,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from backends.checkpoint import (
+    ChannelMoved,
     ChannelRecord,
     CheckpointError,
     Run,
+    publish,
     quarantine,
     read_channel,
 )
@@ -162,6 +164,15 @@ class Follower:
     def refuse(self, version: str, reason: str) -> None:
         self._do(self._reload.refuse(version, reason, time.monotonic()))
 
+    def point(
+        self, channel: str, like: str, version: str, before: str
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Point `channel` of the run to where channel `like` points, if that is at `version` and
+        `channel` is at `before` ("": wherever it is). The new record; or Conflict."""
+        done: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._background("point", self._point, done, channel, like, version, before)
+        return done
+
     def observe(self, batch: Batch) -> None:
         """A batch has run."""
         serving = self._reload.serving
@@ -266,6 +277,18 @@ class Follower:
         else:
             self._post(self._loaded, target, version)
 
+    def _point(self, done: asyncio.Future[dict[str, Any]], *arguments: str) -> None:
+        try:
+            record = copy_channel(self._run, *arguments)
+        except (CheckpointError, OSError, ValueError) as error:
+            self._post(_settle, done, Conflict(str(error)))
+        except Exception as error:  # a defect of ours: who asked is told, nothing else suffers
+            self._post(_settle, done, error)
+        else:
+            self._events("channel.pointed", channel=record.name, version=record.version)
+            told = {"channel": record.name, "version": record.version}
+            self._post(_settle, done, {**told, "generation": record.generation})
+
     def _quarantine(self, target: Target, why: dict[str, Any]) -> None:
         try:
             quarantine(self._run, target.hash, why)
@@ -305,3 +328,26 @@ class Follower:
 
     def _swapped(self, target: Target) -> None:
         self._do(self._reload.swapped(target, time.monotonic()))
+
+
+def copy_channel(run: Run, channel: str, like: str, version: str, before: str) -> ChannelRecord:
+    """Raises ChannelMoved where one of them is elsewhere, and what `publish` raises."""
+    source, target = read_channel(run, like), read_channel(run, channel)
+    for name, record, wanted in ((like, source, version), (channel, target, before)):
+        if wanted and (record is None or record.version != wanted):
+            found = record.version if record else "nowhere"
+            raise ChannelMoved(f"channel {name} is at {found}, not at {wanted}")
+    if source is None:
+        raise ChannelMoved(f"nothing was published to channel {like} yet")
+    if target is not None and target.hash == source.hash:
+        return target
+    return publish(run, channel, source.step, expected=target.generation if target else 0)
+
+
+def _settle(done: asyncio.Future[dict[str, Any]], outcome: dict[str, Any] | Exception) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)

@@ -138,8 +138,11 @@ class TensorReplica:
     def lost(self, connection: Connection) -> None:
         self._ledger.lost(connection)
 
-    def control(self, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        operations: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    def control(
+        self, op: str, arguments: dict[str, Any]
+    ) -> dict[str, Any] | asyncio.Future[dict[str, Any]]:
+        """`point` moves a channel of the run: the reply comes when its every byte was verified."""
+        operations: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
             "status": (lambda: None, ()),
             "reload": (self._reload, ()),
             "rollback": (self._roll_back, ()),
@@ -148,6 +151,7 @@ class TensorReplica:
             "steer": (lambda: self._following().steer(), ()),
             "swap": (lambda version: self._following().allow(version), ("version",)),
             "refuse": (self._refuse, ("version", "reason")),
+            "point": (self._point, ("channel", "like", "version", "before")),
         }
         if op not in operations:
             raise Unsupported(f"unknown op {op!r}; known: {', '.join(operations)}", param="op")
@@ -159,8 +163,8 @@ class TensorReplica:
                 raise BadFrame(f"{name} of op {op!r} is a string", param=name)
         if op not in ("status", "steer"):
             self._events("control", op=op, **arguments)
-        work(**arguments)
-        return self.status().to_json()
+        answer = work(**arguments)
+        return answer if isinstance(answer, asyncio.Future) else self.status().to_json()
 
     def _reload(self) -> None:
         self._following().look_again()
@@ -170,6 +174,9 @@ class TensorReplica:
 
     def _refuse(self, version: str, reason: str) -> None:
         self._following().refuse(version, reason)
+
+    def _point(self, **arguments: str) -> asyncio.Future[dict[str, Any]]:
+        return self._following().point(**arguments)
 
     def _following(self) -> Follower:
         if self._follower is None:

@@ -324,7 +324,7 @@ async def test_sessions_stay_with_their_replica_and_leave_it_when_it_is_gone(tmp
 
 
 async def test_a_session_that_waits_for_a_dying_replica_is_bound_to_another(tmp_path):
-    async with serving(tmp_path, 2, routing="session") as (client, fakes, fleet):
+    async with serving(tmp_path, 2, routing="session") as (client, fakes, _):
         for fake in fakes:
             fake.held = []
         for number in range(60):  # more than both replicas' slots take at once
