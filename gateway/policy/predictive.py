@@ -27,6 +27,7 @@ _BETTER = log(2.0)  # by which a replica may be believed faster than its weight 
 _WARM = 16  # completions after which what was learned of a new replica replaces slow start
 _EVEN = 0.1  # the least part of its cost that a request is taken to lose to others beside it
 _STALL = 0.5  # of the time for which no slot has turned over, expected to pass until one does
+_KEPT = 0.999  # of the slots found beyond those declared, per request that was served in turn
 _CLIP = 4.0  # times the prediction; longer ones tell of the request rather than of the replica
 
 
@@ -51,6 +52,7 @@ class _Replica:
         "generation",
         "heard",
         "log",
+        "more",
         "promise",
         "queued",
         "running",
@@ -65,6 +67,7 @@ class _Replica:
 
     def __init__(self, candidate: Candidate, seconds: float) -> None:
         self.declared = self.slots = max(1, candidate.slots)
+        self.more = 0.0  # slots found beyond those declared
         self.generation = self.fresh = 0
         self.started = float("-inf")
         self.turned = float("inf")  # when a slot last began with a request
@@ -97,7 +100,8 @@ class _Replica:
 
 class Predictive:
     """Configured weights, where they differ, promise relative speeds: they are the first estimate,
-    and no replica is believed faster than promised. Equal weights promise nothing."""
+    and no replica is believed more than twice as fast as promised. Equal weights promise nothing.
+    Costs are in a unit that means the same on all replicas (rows, tokens), not in their seconds."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._random = (rng or random.Random()).random
@@ -133,6 +137,9 @@ class Predictive:
             if share <= 0.0:
                 continue
             replica = replicas.get(candidate.name) or self._meet(candidate)
+            if candidate.weight != replica.promise:
+                replica.promise = candidate.weight
+                self._settle(now)
             count, slots = candidate.in_flight, replica.slots
             score = base + batch * count / slots
             if count >= slots:
@@ -162,12 +169,11 @@ class Predictive:
         replica = self._replicas.get(lease.replica) or self._meet(load)
         if replica.generation != lease.generation or replica.declared != load.slots:
             replica.generation, replica.declared = lease.generation, load.slots
-            replica.slots = max(1, load.slots)
+            replica.slots, replica.more = max(1, load.slots), 0.0
             replica.running, replica.queued = {}, {}
         if replica.started != load.started:  # another process, perhaps, or cold
             replica.started, replica.fresh = load.started, 0
             replica.variance = max(replica.variance, self._noise)
-        replica.promise = load.weight
         others = lease.met_in_flight
         features = Features(
             1.0,
@@ -198,8 +204,11 @@ class Predictive:
             flight = replica.queued.pop(lease, None)
             if flight is None:
                 return
-            if ok and replica.slots < 4096:
-                replica.slots += 1  # it was served before its turn: there are more slots than said
+            if ok:  # it was served before its turn: there are more slots than said
+                replica.more = min(replica.more + 1.0, 4096.0)
+        else:
+            replica.more *= _KEPT
+        replica.slots = max(1, replica.declared) + int(replica.more)
         if replica.queued and len(replica.running) < replica.slots:
             first = next(iter(replica.queued))
             begun = replica.running[first] = replica.queued.pop(first)

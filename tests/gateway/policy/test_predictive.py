@@ -144,6 +144,15 @@ def test_weights_that_differ_are_a_promise_and_a_canary_stays_small():
     assert found["canary"] < 150
 
 
+def test_a_weight_lowered_at_run_time_takes_traffic_away_at_once():
+    world = World(pool(3), dict.fromkeys(("r0", "r1", "r2"), 0.01))
+    before = Counter(world.request(0.005) for _ in range(600))
+    assert before["r1"] > 150
+    world.loads[1].set_weight(0.05, world.now)
+    after = Counter(world.request(0.005) for _ in range(600))
+    assert after["r1"] < 60
+
+
 def test_a_new_replica_has_one_request_at_a_time_until_it_is_known():
     loads = pool(3)
     fresh = ReplicaLoad("fresh", slots=4, slow_start=SlowStart(window_s=10.0))
@@ -182,6 +191,13 @@ def test_more_slots_than_declared_are_found_out():
             lease.release(now)
             router.ended(lease, NO_KEY, now, ok=True)
     assert router._replicas["r0"].slots >= 4
+    for _ in range(4000):  # and a chance finding is forgotten
+        lease = load.take(1.0, now)
+        router.sent(lease, NO_KEY, now)
+        now += 0.01
+        lease.release(now)
+        router.ended(lease, NO_KEY, now, ok=True)
+    assert router._replicas["r0"].slots == 1
 
 
 STEPS = st.lists(
