@@ -122,21 +122,20 @@ class Connection(Turns):
 
     def _receive(self, data: bytes) -> None:
         if self._flags & DEAF:
-            self._drop(data)
+            self._drop(len(data))
             return
         if self._input is not None:
-            data, self._input = self._input + data, None
-        self._pump(data)
+            data, self._input = self._input[self._taken :] + data, None
+        self._pump(data, 0)
 
     def _resume(self) -> None:
         super()._resume()
         if self._input is not None and not self._flags & (PUMPING | CLOSED | AWAY):
             data, self._input = self._input, None
-            self._pump(data)
+            self._pump(data, self._taken)
 
-    def _pump(self, data: bytes) -> None:
-        """Begin as many requests from `data` as may be in flight; keep the rest in `_input`."""
-        at = 0
+    def _pump(self, data: bytes, at: int) -> None:
+        """Begin as many requests from `data[at:]` as may be in flight, and keep the rest."""
         self._flags |= PUMPING
         try:
             while at < len(data) and not self._flags & (HOLD | DEAF | AWAY):
@@ -156,9 +155,10 @@ class Connection(Turns):
             self._flags &= ~PUMPING
         if at < len(data):
             if self._flags & DEAF:
-                self._drop(data[at:])
+                self._drop(len(data) - at)
             else:
-                self._input = data[at:]
+                # The rest of a head is small, and may have to be kept for long.
+                self._input, self._taken = (data[at:], 0) if self._flags & PARTIAL else (data, at)
         self._invite()
         self._settle()
 
@@ -290,9 +290,9 @@ class Connection(Turns):
         elif exchange.phase != ENDED:
             self.abandon(exchange)
 
-    def _drop(self, data: bytes) -> None:
+    def _drop(self, size: int) -> None:
         self._flags |= MORE
-        self._dropped += len(data)
+        self._dropped += size
         if self._dropped > self.lane.limits.linger_bytes:
             self._close(abort=True)
 

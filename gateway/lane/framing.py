@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from gateway.lane.refusal import Refused
 
 CHUNKED = -1
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+# Of the marks that RFC 3986 allows in a name, those that names have: a comma may be two hosts.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _ENCODINGS = {
     b"": None,
     b"deflate": b"deflate",

@@ -53,6 +53,7 @@ class Turns(asyncio.Protocol):
         "_flags",
         "_input",
         "_outflow",
+        "_taken",
         "front",
         "lane",
         "since",
@@ -67,7 +68,8 @@ class Turns(asyncio.Protocol):
         self.since = 0.0  # what for depends on the state: see sweep()
         self._behind: deque[Exchange] | None = None
         self._body: Body | None = None
-        self._input: bytes | None = None  # read, and not yet taken
+        self._input: bytes | None = None  # read, and taken only up to `_taken`
+        self._taken = 0
         self._flags = 0
         self._dropped = 0  # bytes read for nothing while lingering
         self._outflow: Outflow | None = None
@@ -145,7 +147,8 @@ class Turns(asyncio.Protocol):
         if body is not None and body.exchange is exchange:
             exchange.last = exchange.last or not body.is_worth_reading(WORTH_READING)
             body.exchange = None
-            self._flags |= DEAF * exchange.last
+            if exchange.last:
+                self._flags |= DEAF
             self._release(PAUSED)
         if exchange is not self.front:
             return

@@ -56,6 +56,7 @@ REFUSED = {
     "host with a path": (400, b"GET /x HTTP/1.1\r\nhost: test/y\r\n\r\n"),
     "host with a user": (400, b"GET /x HTTP/1.1\r\nhost: a@test\r\n\r\n"),
     "host with a space": (400, b"GET /x HTTP/1.1\r\nhost: te st\r\n\r\n"),
+    "two hosts in one word": (400, b"GET /x HTTP/1.1\r\nhost: a,b\r\n\r\n"),
     "two hosts in one": (400, b"GET /x HTTP/1.1\r\nhost: a, b\r\n\r\n"),
     "port that is no number": (400, b"GET /x HTTP/1.1\r\nhost: test:8o\r\n\r\n"),
     "space before the colon": (400, GET + b"a : b\r\n\r\n"),
