@@ -16,6 +16,7 @@ from backends.wire import Signature
 from gateway.config import ModelConfig
 from gateway.dispatch import LATE, Dispatcher
 from gateway.errors import (
+    BadRequest,
     Cancelled,
     DeadlineExceeded,
     GatewayError,
@@ -42,7 +43,6 @@ FAILOVER_S = 30.0
 _REFUSED = {
     "queue_full": "its queue is full",
     "too_late": "the request could not be answered by its deadline",
-    "too_large": "the request has more rows than a batch may have",
 }
 
 
@@ -119,6 +119,13 @@ class Model:
         refusal = self._dispatcher.add(request, now)
         if refusal is None:
             return None
+        if refusal.reason == "too_large":
+            limits = f"max_batch_size is {self._limit()}"
+            if self.config.max_batch_elements is not None:
+                limits += f", max_batch_elements is {self.config.max_batch_elements}"
+            return BadRequest(
+                f"the request is larger than a batch may be: {limits}", param="inputs"
+            )
         why = f"model {self.name!r}: {_REFUSED[refusal.reason]}"
         return Shed(why, retry_after=refusal.retry_after)
 

@@ -1,15 +1,15 @@
 """What requests of variable shape count in a batch, and which of them should share one.
 
 Pure arithmetic over a signature and shapes. Padding makes every row as long as the longest of its
-batch, so requests share a batch only within a bucket: lengths from one power of two to the next,
-which bounds the padding by the data. What is joined end to end needs no buckets.
+batch, so requests share a batch only within a bucket of lengths, which bounds the padding by the
+data. What is joined end to end needs no buckets.
 """
 
 from __future__ import annotations
 
 from math import prod
 
-from backends.wire import Signature
+from backends.wire import Signature, length_bucket
 from gateway.request import TensorRequest
 
 
@@ -24,21 +24,23 @@ class Sizes:
             for spec in signature.inputs
         ]
 
-    def bucket(self, request: TensorRequest) -> int:
-        """n for lengths above 2^(n-1) up to 2^n, of the longest input."""
-        longest = 0
-        for tensor, axis in zip(request.inputs, self._axes, strict=True):
-            if axis is not None:
-                longest = max(longest, tensor.shape[axis])
-        return max(longest - 1, 0).bit_length()
+    def bucket(self, request: TensorRequest) -> tuple[int, ...]:
+        """One for each input of variable length; requests share a batch where all are equal."""
+        return tuple(
+            [
+                length_bucket(tensor.shape[axis])
+                for tensor, axis in zip(request.inputs, self._axes, strict=True)
+                if axis is not None
+            ]
+        )
 
     def elements(self, request: TensorRequest) -> int:
         """Elements of all inputs, as long as padding to the bucket's end makes them."""
-        length = 1 << self.bucket(request) if self.buckets else 0
         total = 0
         for tensor, axis in zip(request.inputs, self._axes, strict=True):
             count = prod(tensor.shape)
             if self.buckets and axis is not None and tensor.shape[axis]:
-                count = count // tensor.shape[axis] * length
+                length = tensor.shape[axis]
+                count = count // length << length_bucket(length)
             total += count
         return max(total, 1)

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from backends.errors import BadFrame
-from backends.wire import DATATYPES, Frame, Signature, TensorSpec, WireError
+from backends.wire import DATATYPES, Frame, Signature, TensorSpec, WireError, length_bucket
 
 _LENGTH = struct.Struct("<I")
 Dims = tuple[int, ...]
@@ -176,7 +176,9 @@ def _key_of(dims: Dims, spec: TensorSpec, signature: Signature) -> Dims:
     axis = variable_axis(spec)
     if axis is None or signature.ragged == "refuse":
         return dims
-    return (*dims[:axis], -1, *dims[axis + 1 :])
+    # Rows of unlike length are not padded to each other; what is joined end to end may be any.
+    free = -1 - length_bucket(dims[axis]) if signature.ragged == "pad" else -1
+    return (*dims[:axis], free, *dims[axis + 1 :])
 
 
 def _columns(job: Job, signature: Signature) -> tuple[Column, ...]:

@@ -28,7 +28,7 @@ from backends.wire.messages import (
     split_stream,
     stream_frame,
 )
-from backends.wire.tensors import DATATYPES, Datatype, Signature, TensorSpec
+from backends.wire.tensors import DATATYPES, Datatype, Signature, TensorSpec, length_bucket
 
 __all__ = [
     "DATATYPES",
@@ -52,6 +52,7 @@ __all__ = [
     "WireError",
     "encode",
     "execute_meta",
+    "length_bucket",
     "result_meta",
     "split_stream",
     "stream_frame",

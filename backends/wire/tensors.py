@@ -79,8 +79,9 @@ class Signature:
     """What a tensor model takes and gives; every tensor has the batch as its first dimension.
 
     `ragged` says how requests whose variable dimensions differ may share a batch: "refuse" (equal
-    shapes only), "pad" (zero-padded to the longest in the batch; the model gets `<input>_lengths`,
-    an INT32 [batch], for every padded input), or "concat" (joined along the first variable
+    shapes only), "pad" (zero-padded to the longest in the batch, with those of the same
+    `length_bucket` only; the model gets `<input>_lengths`, an INT32 [batch], for every padded
+    input), or "concat" (joined along the first variable
     dimension; the model gets `<input>_lengths` likewise). An output whose rows differ in length is
     cut back to each request's part when the model returns `<output>_lengths` beside it.
     """
@@ -112,3 +113,8 @@ class Signature:
             signature["max_batch_size"],
             signature["ragged"],
         )
+
+
+def length_bucket(length: int) -> int:
+    """n for lengths above 2^(n-1) up to 2^n: within one, padding at most doubles a row."""
+    return max(length - 1, 0).bit_length()

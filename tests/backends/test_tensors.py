@@ -81,10 +81,18 @@ def test_company_changes_nothing(ragged, front):
 
 def test_padding_is_to_the_longest_and_lengths_say_what_is_real():
     model = RaggedSum("pad")
-    requests = [{"x": torch.ones(1, 2)}, {"x": torch.ones(2, 5)}]
+    requests = [{"x": torch.ones(1, 6)}, {"x": torch.ones(2, 8)}]
     answers = run_frames(model, execute_frame(model.signature, requests))
-    assert model.seen == [(3, 5)]
-    assert [tuple(answer["twice"].shape) for answer in answers[0]] == [(1, 2), (2, 5)]
+    assert model.seen == [(3, 8)]
+    assert [tuple(answer["twice"].shape) for answer in answers[0]] == [(1, 6), (2, 8)]
+
+
+def test_short_rows_are_not_padded_to_long_ones():
+    model = RaggedSum("pad")
+    requests = [{"x": torch.ones(1, 2)}, {"x": torch.ones(2, 50)}, {"x": torch.ones(1, 2)}]
+    answers = run_frames(model, execute_frame(model.signature, requests))
+    assert sorted(model.seen) == [(2, 2), (2, 50)]
+    assert [tuple(answer["twice"].shape) for answer in answers[0]] == [(1, 2), (2, 50), (1, 2)]
 
 
 def test_concatenation_joins_rows_without_padding():

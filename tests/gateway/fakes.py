@@ -53,7 +53,9 @@ class FakeReplica:
         for connection in list(self.connections):
             connection.transport.abort()
         self.path.unlink(missing_ok=True)
-        await asyncio.sleep(0)
+        # Those that were accepted but not met yet, and the closing of all, take a few turns.
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     def status(self) -> Status:
         return Status(
@@ -120,6 +122,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.replica.connections.add(self)
+        if self.replica._server is None:  # let in before it stopped, met after
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.replica.connections.discard(self)
