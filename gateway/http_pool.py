@@ -23,7 +23,7 @@ from gateway.policy.load import Lease, ReplicaLoad
 from gateway.policy.rendezvous import SessionRouter
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
 from gateway.policy.routing import Router, RoutingKey, make_router
-from gateway.relay.answering import BODY, FIRST, HEAD, TUNNEL
+from gateway.relay.answering import BODY, FIRST, HEAD, SEATING, TUNNEL
 from gateway.relay.transit import TUNNEL_IDLE_S
 
 if TYPE_CHECKING:
@@ -200,10 +200,15 @@ class HttpPool:
         """Let what waits look for a replica again, oldest first."""
         now, self._due, self._pumping = self.loop.time(), False, True
         waiting, self._waiting = self._waiting, deque()
-        for _ in range(min(len(waiting), LOOKED_AT)):
+        looks = LOOKED_AT
+        while waiting and looks:
             transit = waiting.popleft()
-            if transit in self._live:
-                transit.seek(now)
+            if transit not in self._live:
+                continue
+            transit.seek(now)
+            looks -= 1
+            if transit.phase == SEATING and not self._strict:
+                break  # what the oldest cannot have, the others cannot
         self._waiting.extend(waiting)
         self._pumping = False
 
@@ -214,7 +219,11 @@ class HttpPool:
         if self._waiting:
             # The clock may have brought a breaker's probe, the end of a penalty or of hope.
             self._pump()
-        self._tick = self.loop.call_later(TICK_S, self._on_tick) if self._live else None
+        if self._live:
+            self._tick = self.loop.call_later(TICK_S, self._on_tick)
+        else:
+            self._tick = None
+            self._waiting.clear()  # they have all ended
 
     # ----------------------------------------------------------------------------------- changes
 

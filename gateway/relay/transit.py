@@ -1,9 +1,10 @@
 """One request on its way through the relay: to a replica, to another one if that fails, and back.
 
-Owns the request's one end, its lease and its permit, and decides what a failure means; the answer's
-bytes are `answering`'s. Invariants: a lease and a permit are given back exactly once, when their
-attempt ends, after its upstream was closed; nothing is sent twice once a byte of an answer, or an
-unrepeatable request, has passed; every transit that began ends as done, failed or cancelled.
+Owns the request's one end, its lease and its permit, and decides what a failure means; the bytes
+are `sending`'s and `answering`'s. Invariants: a lease and a permit are given back exactly once,
+when their attempt ends, after its upstream was closed; nothing is sent twice once a byte of an
+answer, or an unrepeatable request, has passed; every transit that began ends as done, failed or
+cancelled.
 """
 
 from __future__ import annotations
@@ -22,22 +23,17 @@ from gateway.lane import Exchange
 from gateway.policy.breaker import Outcome, Permit
 from gateway.policy.load import Lease
 from gateway.policy.retry import Attempts, Failure
-from gateway.policy.routing import NO_KEY, RoutingKey
-from gateway.relay.answering import CONNECTING, ENDED, FIRST, HEAD, SEATING, TUNNEL, Answering
-from gateway.relay.connection import Broke, Headers, UpstreamConnection
-from gateway.relay.head import CHUNKED, NO_BODY, request_end
+from gateway.relay.answering import ENDED, FIRST, HEAD, SEATING, TUNNEL
+from gateway.relay.connection import Broke, Headers
 from gateway.relay.memo import Known
 from gateway.relay.pool import PoolExhausted
 from gateway.relay.reply import NO_RETRY, refuse
+from gateway.relay.sending import Sending
 
 if TYPE_CHECKING:
-    from gateway.http_replica import HttpReplica
     from gateway.relay.asked import Asked
     from gateway.relay.destination import Destination
 
-# Upstreams close idle connections after 2 s and more. What must not be sent twice goes on one that
-# has idled for less, or on a new one.
-FRESH_S = 1.0
 # A kept connection that breaks within this was closed before the request came.
 STALE_S = 0.05
 # An unwanted answer up to this size is read to its end to keep its connection.
@@ -50,31 +46,12 @@ LONGEST_BUSY_S = 30.0
 # Statuses of a replica that another one may not give. Back-pressure first.
 BUSY = frozenset({429, 503})
 ELSEWHERE = BUSY | {502, 504}
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Transit(Answering):
-    """`body` is what has come of it; unless `complete`, more does. `began` is the loop's time."""
+class Transit(Sending):
+    """`tried` names the replicas that have failed it."""
 
-    __slots__ = (
-        "_attempts",
-        "_body",
-        "_complete",
-        "_cookie",
-        "_length",
-        "_replayable",
-        "_request_id",
-        "_retry",
-        "_sent",
-        "_told",
-        "began",
-        "deadline",
-        "key",
-        "lease",
-        "permit",
-        "pool",
-        "replica",
-    )
+    __slots__ = ("_attempts", "_retry", "_told", "lease", "permit")
 
     def __init__(
         self,
@@ -86,41 +63,20 @@ class Transit(Answering):
         *,
         complete: bool,
     ) -> None:
-        super().__init__(destination, exchange, asked)
-        self.pool = destination.pool
-        self._body, self._complete = body, complete
-        self._replayable = True
-        length = exchange.head.framing.length
-        if complete:
-            self._length = len(body) if length else NO_BODY
-        else:
-            self._length = length if length >= 0 else CHUNKED
-        self._cookie = b""
-        if session is None and destination.cookie is not None:
-            session, self._cookie = destination.new_session(exchange)
-        self.key = NO_KEY if session is None else RoutingKey(session)
-        self._request_id = asked.request_id or destination.ids.new()
-        self.began = exchange.arrived
-        self.deadline = self.began + min(asked.deadline_s, destination.timeout_s)
-        self.replica: HttpReplica | None = None
+        super().__init__(destination, exchange, asked, session, body, complete=complete)
         self.lease: Lease | None = None
         self.permit: Permit | None = None
         self._attempts: Attempts | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._sent = 0.0
         self._told = b""  # fields that a failed attempt adds to the answer
 
     # ------------------------------------------------------------------------------- the request
 
     def begin(self) -> None:
-        exchange, pool = self.exchange, self.pool
+        pool = self.pool
         now = pool.loop.time()
-        exchange.on_gone = self.client_gone
-        if self._complete:
-            exchange.on_body = exchange.on_body_end = None
-        else:
-            exchange.on_body, exchange.on_body_end = self._client_body, self._client_end
-            exchange.pause_body()  # until a replica takes it
+        self.exchange.on_gone = self.client_gone
+        self._listen()
         pool.entered(self, now)
         self._attempts = pool.attempts(now, self.deadline)
         if self.deadline <= now:
@@ -141,95 +97,22 @@ class Transit(Answering):
         if isinstance(found, GatewayError):
             self._refuse(found)
             return
-        self._attempt(found, now)
-
-    def _attempt(self, replica: HttpReplica, now: float) -> None:
-        self.replica = replica
-        self.permit = replica.breaker.allow(now, panic=True)  # it was chosen by that rule
-        self.lease = replica.load.take(1.0, now)
+        self.permit = found.breaker.allow(now, panic=True)  # it was chosen by that rule
+        self.lease = found.load.take(1.0, now)
         self.pool.router.sent(self.lease, self.key, now)
-        since = 0.0 if self._repeatable else now - FRESH_S
-        connection = replica.connections.take(since)
-        if connection is not None:
-            self._send(connection, now)
-            return
-        self.phase = CONNECTING
-        pool, lease = replica.connections, self.lease
+        self._dispatch(found, now)
 
-        def opened(result: UpstreamConnection | Exception) -> None:
-            wanted = self.phase == CONNECTING and self.lease is lease
-            if isinstance(result, UpstreamConnection):
-                if wanted:
-                    self._send(result, self.pool.loop.time())
-                else:
-                    pool.put_back(result)
-                return
-            full = isinstance(result, PoolExhausted)
-            if not full:
-                replica.unreachable(str(result) or "it took too long to connect")
-            if wanted:
-                self._not_connected(result, full=full)
-
-        pool.open_one(opened)
-
-    @property
-    def _repeatable(self) -> bool:
-        return self.asked.idempotent or self.pool.repeats
-
-    def _not_connected(self, why: Exception, *, full: bool) -> None:
+    def not_connected(self, why: Exception) -> None:
         assert self.replica is not None
-        if full:
-            error: GatewayError = Shed(f"replica {self.replica.name}: {why}", retry_after=1.0)
-            self._failed(Failure.BUSY, error, Outcome.NEUTRAL)
+        name = self.replica.name
+        if isinstance(why, PoolExhausted):
+            full = Shed(f"replica {name}: {why}", retry_after=1.0)
+            self._failed(Failure.BUSY, full, Outcome.NEUTRAL)
         else:
-            said = str(why) or "it took too long"
-            error = ReplicaNonsense(f"replica {self.replica.name} cannot be reached: {said}")
+            error = ReplicaNonsense(
+                f"replica {name} cannot be reached: {why or 'it took too long'}"
+            )
             self._failed(Failure.REFUSED, error, Outcome.FAILURE, dead=True)
-
-    def _send(self, connection: UpstreamConnection, now: float) -> None:
-        replica, asked = self.replica, self.asked
-        assert replica is not None
-        left_ms = max(1, int((self.deadline - now) * 1e3))
-        extra = b"x-deadline-ms: %d\r\n" % left_ms
-        if not asked.request_id:
-            extra += self._request_id
-        head = asked.start(replica.host, replica.prefix)
-        head += request_end(self.exchange.peer.encode(), self._length, extra)
-        self.connection, self.phase = connection, HEAD
-        self._sent = self._since = now
-        self._moved = False
-        body = self._body
-        if self._length == CHUNKED and body:
-            body = b"%x\r\n%b\r\n" % (len(body), body)
-        complete = self._complete
-        connection.begin(self, head, body, is_head=asked.is_head, complete=complete)
-        if not complete:
-            self._replayable, self._body = False, b""
-            if connection.writable:
-                self.exchange.resume_body()
-
-    def _client_body(self, piece: bytes) -> None:
-        """More of a request that is passed on as it comes."""
-        self._moved = True
-        connection = self.connection
-        if connection is None:  # the attempt is over, and its answer is on its way out
-            return
-        if self._length == CHUNKED:
-            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
-        if not connection.send(piece):
-            self.exchange.pause_body()
-
-    def _client_end(self) -> None:
-        self._complete = True
-        connection = self.connection
-        if connection is not None:
-            if self._length == CHUNKED:
-                connection.send(_LAST_CHUNK)
-            connection.end_request()
-
-    def upstream_writable(self) -> None:
-        self._moved = True
-        self.exchange.resume_body()
 
     def client_gone(self) -> None:
         """The client left: nobody needs the answer, and the upstream hears of it at once."""
@@ -404,11 +287,6 @@ class Transit(Answering):
         fields = self._request_id + self._cookie + self._told
         refuse(self.exchange, error, openai=self.destination.openai, fields=fields)
         self._end(error.code)
-
-    def _close_upstream(self) -> None:
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.abort()
 
     def _give_back(self, outcome: Outcome) -> None:
         """The one place where an attempt's lease and permit end."""
