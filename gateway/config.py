@@ -275,6 +275,11 @@ class ServerConfig:
     idle_timeout_s: float = option(
         Number(above=0.0, most=DAY), "a connection may idle for", default=120.0
     )
+    origins: tuple[str, ...] | None = option(
+        Texts('origins such as "https://app.example.com"', r"https?://[^/\s]+"),
+        "whose pages may open /ws, beside our own and those of this host",
+        default=None,
+    )
     drain_s: float = option(
         Number(least=0.0, most=DAY), "requests may finish for so long at a stop", default=20.0
     )

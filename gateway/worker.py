@@ -114,7 +114,11 @@ class Worker:
         await pages.setup()
         assert pages.server is not None
         surface = OipSurface(fleet, gather=whole.statistics)
-        sockets = WebSocketSurface(fleet, SocketLimits(max_message=config.server.max_body))
+        sockets = WebSocketSurface(
+            fleet,
+            SocketLimits(max_message=config.server.max_body),
+            origins=config.server.origins or (),
+        )
 
         relay = fleet.http.surface
 
