@@ -1,6 +1,6 @@
-"""Requests of the Open Inference Protocol, and the check that a server answers them rightly.
+"""Asking a server before it is measured: does it answer, and rightly?
 
-Owns the bodies that the scenarios send and the comparison with the reference. A server that
+Owns single requests and the comparison with the reference. A server that
 answers wrongly is not measured: its figures would say nothing.
 """
 
@@ -13,20 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.contenders import JSON, Contender
 from bench.models import mlp
 from bench.series import MeasureFailed
 
 CHECKS = 20
-
-
-def json_body(x_NI: NDArray[np.float32]) -> bytes:
-    """As a client writes it who has float32 values and JSON: shortest digits that read back."""
-    data = [float(str(value)) for value in x_NI.ravel()]
-    tensor = {"name": "x", "shape": list(x_NI.shape), "datatype": "FP32", "data": data}
-    return json.dumps({"inputs": [tensor]}).encode()
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float = 30.0) -> bytes:
@@ -56,11 +48,12 @@ def check_mlp(contender: Contender, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(CHECKS):
         x_1I = rng.normal(size=(1, mlp.INPUTS)).astype(np.float32)
-        reply = post(contender.url, json_body(x_1I), JSON)
+        reply = post(contender.url, contender.request(x_1I), JSON)
         try:
-            output = json.loads(reply)["outputs"][0]
-            y_1O = np.array(output["data"], np.float32).reshape(output["shape"])
+            y_1O = contender.answer(reply)
         except (ValueError, LookupError, TypeError) as error:
             raise MeasureFailed(f"answered {reply[:200]!r}") from error
-        if not np.allclose(y_1O, mlp.reference(x_1I), rtol=1e-4, atol=1e-5):
-            raise MeasureFailed(f"answered wrongly: {output['data']}")
+        if y_1O.shape != (1, mlp.OUTPUTS) or not np.allclose(
+            y_1O, mlp.reference(x_1I), rtol=1e-4, atol=1e-5
+        ):
+            raise MeasureFailed(f"answered wrongly: {y_1O.tolist()}")

@@ -11,6 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.bodies import oip_answer, oip_request
 from bench.serving import ROOT, Server, ServerFailed, python
 
 MODELS = ROOT / "bench" / "models"
@@ -20,12 +24,14 @@ JSON = {"content-type": "application/json"}
 @dataclass(slots=True)
 class Contender:
     """A server that was launched. `wait` blocks until it serves and returns its base URL; `path`
-    is where `small-tensor` posts to."""
+    is where `small-tensor` posts to, `request` and `answer` are how it writes and reads."""
 
     name: str
     server: Server
     wait: Callable[[Server], str]
     path: str = "/v2/models/mlp/infer"
+    request: Callable[[NDArray[np.float32]], bytes] = oip_request
+    answer: Callable[[bytes], NDArray[np.float32]] = oip_answer
     versions: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
 

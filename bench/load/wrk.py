@@ -45,8 +45,9 @@ def run(
         file.write(body)
         file.flush()
         written = "".join(f"{name}: {value}\n" for name, value in headers.items())
+        options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
         done = subprocess.run(
-            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url],
+            ["wrk", *options, "-s", str(SCRIPT), url],
             env={**os.environ, "WRK_METHOD": "POST", "WRK_BODY": file.name, "WRK_HEADERS": written},
             capture_output=True,
             text=True,

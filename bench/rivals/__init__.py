@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ class Rival:
     start: Callable[[Path, Path], Contender]
     # Interpreters that it can run on, the first one that exists; empty: ours.
     interpreters: tuple[str, ...] = ()
+    # Far behind the others, or busy when idle: not in a quick run, and up only for its own turns.
+    slow: bool = False
 
     @property
     def requirements(self) -> Path:
@@ -118,6 +120,16 @@ RIVALS = {
     for rival in (
         Rival("mosec", "mosec", launch.mosec),
         # Triton's Python backend is linked with a distribution's shared libpython.
-        Rival("triton", "nvidia-pytriton", launch.triton, (_distribution_python(),)),
+        Rival("triton", "nvidia-pytriton", launch.triton, interpreters=(_distribution_python(),)),
+        Rival("litserve", "litserve", launch.litserve, slow=True),
+        Rival("bentoml", "bentoml", launch.bentoml, slow=True),
+        Rival("ray", "ray", launch.ray, slow=True),
     )
 }
+
+
+def chosen(names: Sequence[str] | None, *, quick: bool) -> tuple[str, ...]:
+    """Those that were named; else all, in a quick run without the slow ones."""
+    if names is not None:
+        return tuple(names)
+    return tuple(rival.name for rival in RIVALS.values() if not (quick and rival.slow))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from bench.bodies import rows_answer, rows_request
 from bench.contenders import Contender
 from bench.serving import ROOT, Server, free_port
 
@@ -24,14 +26,9 @@ def mosec(folder: Path, python: Path) -> Contender:
     ]
     # Its socket's folder has to be new; the default is a random one in the temporary folder.
     command += ["--path", str(folder / "mosec-sockets"), "--log-level", "warning"]
-    base = f"http://127.0.0.1:{port}"
     server = Server("mosec", command, log=folder / "mosec.log")
-
-    def ready(server: Server) -> str:
-        server.wait_ready(f"{base}/")  # 503 until a worker of every stage is there
-        return base
-
-    return Contender("mosec", server, ready, path="/inference")
+    # "/" says 503 until there is a worker of every stage.
+    return Contender("mosec", server, _ready_at(port, "/"), path="/inference")
 
 
 def triton(folder: Path, python: Path) -> Contender:
@@ -59,11 +56,56 @@ def triton(folder: Path, python: Path) -> Contender:
         "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
         "TRITON_PYTHON_PACKAGES": os.pathsep.join(paths),
     }
-    base = f"http://127.0.0.1:{ports['http']}"
     server = Server("triton", command, log=folder / "triton.log", env=env)
+    return Contender("triton", server, _ready_at(ports["http"], "/v2/health/ready"))
+
+
+def litserve(folder: Path, python: Path) -> Contender:
+    port = free_port()
+    command: list[str | Path] = [python, HERE / "litserve" / "server.py", "--port", str(port)]
+    server = Server("litserve", command, log=folder / "litserve.log")
+    return Contender("litserve", server, _ready_at(port, "/health"))
+
+
+def bentoml(folder: Path, python: Path) -> Contender:
+    port = free_port()
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "bentoml",
+        "serve",
+        "service:Network",
+        "--host",
+        "127.0.0.1",
+    ]
+    command += ["--working-dir", HERE / "bentoml", "--port", str(port), "--quiet"]
+    env = {"BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+    server = Server("bentoml", command, log=folder / "bentoml.log", env=env)
+    ready = _ready_at(port, "/readyz")
+    return Contender(
+        "bentoml", server, ready, path="/infer", request=rows_request, answer=rows_answer
+    )
+
+
+def ray(folder: Path, python: Path) -> Contender:
+    port = free_port()
+    command: list[str | Path] = [python, HERE / "ray" / "server.py", "--port", str(port)]
+    command += ["--temp", str(folder / "ray")]
+    env = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    server = Server("ray", command, log=folder / "ray.log", env=env)
 
     def ready(server: Server) -> str:
-        server.wait_ready(f"{base}/v2/health/ready")
+        server.wait_said("serving", 120)
+        return f"http://127.0.0.1:{port}"
+
+    return Contender("ray", server, ready)
+
+
+def _ready_at(port: int, path: str) -> Callable[[Server], str]:
+    base = f"http://127.0.0.1:{port}"
+
+    def ready(server: Server) -> str:
+        server.wait_ready(base + path)
         return base
 
-    return Contender("triton", server, ready)
+    return ready

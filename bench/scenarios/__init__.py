@@ -19,6 +19,7 @@ from bench.record import Record
 MODULES = {
     "small-tensor": "bench.scenarios.small_tensor",
     "idle": "bench.scenarios.idle",
+    "reload": "bench.scenarios.reload",
     "hot-path": "bench.scenarios.hot_path",
 }
 

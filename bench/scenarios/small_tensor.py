@@ -1,25 +1,26 @@
 """`small-tensor`: what serving costs when the model costs nothing (targets 1 and 2).
 
 One 10→20→10 network, one JSON request a row, batches of up to 64: 64 keep-alive connections for
-the rate, one for the latency. Ours with everything on, the floor and the rivals are up at the same
-time on the same machine and are measured in turns; what the idle ones use meanwhile is reported.
+the rate, one for the latency. Ours with everything on, the floor and the rivals that come near are
+up together and are measured in turns; what the idle ones use meanwhile is reported. Rivals that are
+far behind come after them, one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import numpy as np
 from rich.markup import escape
 
-from bench.asking import check_mlp, json_body
+from bench.asking import check_mlp
 from bench.contenders import JSON, Contender, launch_penstock, launch_tensor_floor, start_all
 from bench.load.burst import Burst, Generator
 from bench.models import mlp
 from bench.record import Goal, Record
-from bench.rivals import RIVALS
+from bench.rivals import RIVALS, chosen
 from bench.scenarios import Options, scenario
 from bench.scenarios.small_tensor_detail import detail
 from bench.series import MeasureFailed, Series, interleave
@@ -31,7 +32,7 @@ OURS, FLOOR = "penstock", "floor"
 
 @scenario("small-tensor", "a tiny network, JSON, 64 connections and 1: what serving itself costs")
 def run(options: Options) -> Record:
-    rivals = tuple(RIVALS) if options.rivals is None else options.rivals
+    rivals = chosen(options.rivals, quick=options.quick)
     names = [OURS, FLOOR, *rivals]
     with ExitStack() as stack:
         bench = _Bench(options, stack, rivals)
@@ -52,7 +53,7 @@ def run(options: Options) -> Record:
         detail={
             "p50_1_connection_ms": {name: p50.figure(name) for name in names},
             "repetitions": {series.metric: series.to_json() for series in (rate, p50)},
-            "cores": bench.cores,
+            "cpu": bench.cpu,
             "generator": bench.generator.name,
             "generator_limits": bench.limits,
             **more,
@@ -62,41 +63,69 @@ def run(options: Options) -> Record:
 
 
 class _Bench:
-    """The servers that are up, and the bursts on them. `cores`: processor seconds a second that
-    the measured server used, and that all the idle ones used, at the last repetition."""
+    """The servers that are up, and the bursts on them. `cpu`: what the measured server used for a
+    request, and what all the idle ones used meanwhile, at the last repetition."""
 
     def __init__(self, options: Options, stack: ExitStack, rivals: Sequence[str]) -> None:
-        self._options = options
+        self._options, self._stack = options, stack
         self.generator = Generator()
-        self.cores: dict[str, dict[str, float]] = {}
+        self.cpu: dict[str, dict[str, float]] = {}
         self.limits: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+        self._contenders: dict[str, Contender] = {}
         rng = np.random.default_rng(options.seed)
-        self._body = json_body(rng.normal(size=(1, mlp.INPUTS)).astype(np.float32))
-        launches: dict[str, Callable[[], Contender]] = {
-            OURS: partial(launch_penstock, options.folder / OURS, models=("mlp", "image")),
-            FLOOR: partial(launch_tensor_floor, options.folder / FLOOR),
-        }
-        for name in rivals:
-            launches[name] = partial(RIVALS[name].launch, options.folder / name)
-        with options.console.status("starting the servers ..."):
-            self._contenders, failed = start_all(stack, launches)
-        self._failures = {name: str(error) for name, error in failed.items()}
-        for name, error in failed.items():
-            if error.said:
-                options.console.print(f"[yellow]{name} said:\n{escape(error.said)}")
-        for name, contender in self._contenders.items():
-            try:
-                check_mlp(contender, options.seed)
-            except MeasureFailed as error:
-                self._failures[name] = str(error)
+        self._row_1I = rng.normal(size=(1, mlp.INPUTS)).astype(np.float32)
+        self._rate = Series("rate, 64 connections", "req/s", higher_is_better=True)
+        self._p50 = Series("p50, 1 connection", "ms", higher_is_better=False)
+        self._near = [name for name in rivals if not RIVALS[name].slow]
+        self._far = [name for name in rivals if RIVALS[name].slow]
 
-    @property
-    def versions(self) -> dict[str, str]:
-        return {
-            name: version
-            for contender in self._contenders.values()
-            for name, version in contender.versions.items()
+    def measure(self) -> tuple[Series, Series]:
+        folder, quick = self._options.folder, self._options.quick
+        launches: dict[str, Callable[[], Contender]] = {
+            OURS: partial(launch_penstock, folder / OURS, models=("mlp", "image")),
+            FLOOR: partial(launch_tensor_floor, folder / FLOOR),
         }
+        for name in self._near:
+            launches[name] = partial(RIVALS[name].launch, folder / name)
+        self._turns(self._start(launches), 3 if quick else 7, 1 if quick else 5)
+        for name in self._far:
+            names = self._start({name: partial(RIVALS[name].launch, folder / name)})
+            self._turns(names, 3, 1 if quick else 3)
+            for name in names:
+                self._contenders.pop(name).server.stop()
+        return self._rate, self._p50
+
+    def _start(self, launches: Mapping[str, Callable[[], Contender]]) -> list[str]:
+        """The names of those that serve and answer rightly."""
+        console = self._options.console
+        with console.status(f"starting {', '.join(launches)} ..."):
+            started, failed = start_all(self._stack, launches)
+        for name, error in failed.items():
+            self._fail(name, str(error))
+            if error.said:
+                console.print(f"[yellow]{name} said:\n{escape(error.said)}")
+        good = []
+        for name, contender in started.items():
+            self._contenders[name] = contender
+            self.versions |= contender.versions
+            try:
+                check_mlp(contender, self._options.seed)
+            except MeasureFailed as error:
+                self._fail(name, str(error))
+            else:
+                good.append(name)
+        return good
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._rate.failures[name] = self._p50.failures[name] = reason
+
+    def _turns(self, names: Sequence[str], rates: int, latencies: int) -> None:
+        with self._options.console.status("64 connections ..."):
+            interleave(self._rate, names, rates, self._measure_rate)
+        self._p50.failures |= self._rate.failures
+        with self._options.console.status("1 connection ..."):
+            interleave(self._p50, names, latencies, self._measure_p50)
 
     @property
     def ours(self) -> Contender:
@@ -107,43 +136,38 @@ class _Bench:
             if name != OURS:
                 contender.server.stop()
 
-    def measure(self) -> tuple[Series, Series]:
-        quick = self._options.quick
-        names = [name for name in self._contenders if name not in self._failures]
-        rate = Series("rate, 64 connections", "req/s", higher_is_better=True)
-        rate.failures |= self._failures
-        with self._options.console.status("64 connections ..."):
-            interleave(rate, names, 3 if quick else 7, self._rate)
-        p50 = Series("p50, 1 connection", "ms", higher_is_better=False)
-        p50.failures |= rate.failures
-        with self._options.console.status("1 connection ..."):
-            interleave(p50, names, 1 if quick else 5, self._p50)
-        return rate, p50
-
-    def _rate(self, name: str, repetition: int) -> float:
+    def _measure_rate(self, name: str, repetition: int) -> float:
         quick = self._options.quick
         if repetition == 0 or not quick:
-            self._burst(name, CONNECTIONS, 1)  # warm-up: caches, service curves, allocators
+            self._warm_up(name)
         before = {other: c.server.cpu_seconds() for other, c in self._contenders.items()}
         burst = self._burst(name, CONNECTIONS, 1 if quick else 4)
         used = {
             other: contender.server.cpu_seconds() - before[other]
             for other, contender in self._contenders.items()
         }
-        self.cores[name] = {
-            "server": used.pop(name) / burst.seconds,
-            "idle_servers": sum(used.values()) / burst.seconds,
+        self.cpu[name] = {
+            "us_per_request": used.pop(name) / burst.ok * 1e6,
+            "idle_servers_cores": sum(used.values()) / burst.seconds,
         }
         if burst.limit is not None:
             self.limits[name] = burst.limit
         return burst.rate
 
-    def _p50(self, name: str, repetition: int) -> float:
+    def _warm_up(self, name: str) -> None:
+        """Caches, allocators, learned service times; a server that learns may refuse meanwhile."""
+        with suppress(MeasureFailed):
+            self._burst(name, CONNECTIONS, 3 if name in self._far else 1)
+
+    def _measure_p50(self, name: str, repetition: int) -> float:
         return self._burst(name, 1, 1 if self._options.quick else 2).p50 * 1e3
 
     def _burst(self, name: str, connections: int, seconds: int) -> Burst:
-        url = self._contenders[name].url
-        return self.generator.burst(url, self._body, JSON, connections=connections, seconds=seconds)
+        contender = self._contenders[name]
+        body = contender.request(self._row_1I)
+        return self.generator.burst(
+            contender.url, body, JSON, connections=connections, seconds=seconds
+        )
 
 
 def _goals(rate: Series, p50: Series, rivals: Sequence[str]) -> list[Goal]:

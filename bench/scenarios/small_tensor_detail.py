@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from bench.asking import json_body, post
+from bench.asking import post
+from bench.bodies import oip_request
 from bench.contenders import JSON, Contender, launch_penstock
 from bench.load import generator
 from bench.load.burst import Generator
@@ -42,7 +43,7 @@ IMAGE_CONNECTIONS = 8
 def detail(options: Options, ours: Contender) -> dict[str, Any]:
     """The record's further figures. A part that fails says so in its place."""
     rng = np.random.default_rng(options.seed)
-    body = json_body(rng.normal(size=(1, mlp.INPUTS)).astype(np.float32))
+    body = oip_request(rng.normal(size=(1, mlp.INPUTS)).astype(np.float32))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "open_loop": lambda: _open_loop(options, ours, body),
         "images": lambda: _images(options, ours),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.asking import check_mlp, json_body
+from bench.asking import check_mlp
+from bench.bodies import oip_answer, oip_request, rows_answer, rows_request
 from bench.contenders import Contender, launch_tensor_floor
 from bench.load import wrk
 from bench.load.burst import Generator
@@ -31,9 +32,12 @@ def test_the_image_model_and_its_reference_agree():
 
 def test_json_bodies_read_back_to_the_same_floats():
     x_NI = np.random.default_rng(3).normal(size=(2, mlp.INPUTS)).astype(np.float32)
-    tensor = json.loads(json_body(x_NI))["inputs"][0]
-    assert tensor["shape"] == [2, mlp.INPUTS]
-    np.testing.assert_array_equal(np.array(tensor["data"], np.float32), x_NI.ravel())
+    asked = oip_request(x_NI)
+    tensor = json.loads(asked)["inputs"][0]
+    assert (tensor["shape"], tensor["datatype"]) == ([2, mlp.INPUTS], "FP32")
+    np.testing.assert_array_equal(oip_answer(asked.replace(b"inputs", b"outputs")), x_NI)
+    rows = json.dumps(json.loads(rows_request(x_NI))["x"]).encode()
+    np.testing.assert_array_equal(rows_answer(rows), x_NI)
 
 
 def test_the_floor_answers_rightly_and_under_load(tmp_path):
@@ -41,7 +45,7 @@ def test_the_floor_answers_rightly_and_under_load(tmp_path):
     with contender.server:
         contender.ready()
         check_mlp(contender, seed=1)
-        body = json_body(np.ones((1, mlp.INPUTS), np.float32))
+        body = oip_request(np.ones((1, mlp.INPUTS), np.float32))
         for use_wrk in {False, wrk.available()}:
             headers = {"content-type": "application/json"}
             burst = Generator(use_wrk).burst(contender.url, body, headers, connections=4, seconds=1)

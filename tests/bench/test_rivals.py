@@ -4,7 +4,7 @@ import pytest
 
 from bench import rivals
 from bench.contenders import start_all
-from bench.rivals import RIVALS, Rival
+from bench.rivals import RIVALS, Rival, chosen
 from bench.serving import ServerFailed
 
 
@@ -14,6 +14,13 @@ def test_every_requirement_is_pinned(rival):
     assert lines
     assert all("==" in text for text in lines)
     assert rival.version()
+
+
+def test_a_quick_run_leaves_the_slow_ones_out_unless_they_are_named():
+    assert chosen(None, quick=False) == tuple(RIVALS)
+    assert chosen(None, quick=True) == ("mosec", "triton")
+    assert chosen(("ray",), quick=True) == ("ray",)
+    assert chosen((), quick=False) == ()
 
 
 def test_a_rival_that_is_not_there_is_unavailable_with_the_command_that_helps(

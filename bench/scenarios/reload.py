@@ -1,0 +1,280 @@
+"""`reload`: a new version again and again, under an open load (target 9).
+
+Two replicas follow a channel; requests have intended times, and every answer tells which weights
+made it at both ends of the model. Counted: requests that failed, answers that mix versions, answers
+that name another version than made them. Measured: latency before and while versions are published,
+gaps between answers, the swap's pause on the device thread, memory after many versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import aiohttp
+import numpy as np
+import torch
+from rich.table import Table
+
+from backends.checkpoint import Run, Staging, commit, prune, publish
+from bench.contenders import penstock_listens
+from bench.record import Goal, Record
+from bench.scenarios import Options, scenario
+from bench.serving import Server, python
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+REPLICAS = 2
+# Well below what two replicas on two cores can do: the load must not be what is measured.
+RATE = 200.0
+KEEP = 3
+
+
+@dataclass(slots=True)
+class Phase:
+    """Latencies from the intended time, and when each answer came."""
+
+    sent: int = 0
+    failed: list[str] = field(default_factory=list)
+    mixed: int = 0
+    misnamed: int = 0
+    seconds: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        p50, p99 = np.percentile(self.seconds, [50, 99]) * 1e3
+        gaps = np.diff(np.sort(self.ended))
+        return {
+            "requests": self.sent,
+            "failed": len(self.failed),
+            "mixed": self.mixed,
+            "misnamed": self.misnamed,
+            "p50_ms": float(p50),
+            "p99_ms": float(p99),
+            "max_ms": max(self.seconds) * 1e3,
+            "max_gap_ms": float(gaps.max()) * 1e3,
+        }
+
+
+@scenario("reload", "publish again and again under an open load: what fails, mixes, or waits")
+def run(options: Options) -> Record:
+    publishes = 10 if options.quick else 100
+    every_s = 1.0 if options.quick else 1.5
+    layers = 4 if options.quick else 8
+    torch.manual_seed(options.seed)
+    trainer = _Trainer(options.folder / "run", layers)
+    trainer.publish()
+    server = _launch(options.folder)
+    with server:
+        clients, admin = penstock_listens(server)
+        server.wait_ready(f"{clients}/readyz")
+        server.wait("both replicas", lambda: _serving(admin) == {trainer.version})
+        with options.console.status(f"{publishes} versions of {trainer.mb:.0f} MB ..."):
+            found = asyncio.run(
+                _measure(
+                    clients, admin, trainer, publishes, every_s, 4.0 if options.quick else 20.0
+                )
+            )
+        pauses = [float(text) for text in re.findall(r'"pause_us":([0-9.]+)', server.log)]
+    before, during = found["before"].figures(), found["during"].figures()
+    copy_us = trainer.copy_us()
+    options.console.print(_table({"before": before, "during": during}))
+    pause = max(pauses[REPLICAS:], default=None)
+    memory: list[float] = found["replica_mb"]
+    ratio = during["p99_ms"] / before["p99_ms"]
+    goals = [
+        Goal.most("failed requests", before["failed"] + during["failed"], 0, ""),
+        Goal.most("answers of two versions", during["mixed"] + during["misnamed"], 0, ""),
+        Goal.most("p99 during against before", ratio, 1.5, "×"),
+        Goal.least("versions that were served", found["served"], publishes // 2, ""),
+        Goal.most("memory, last against first quarter", _growth(memory), 1.1, "×"),
+    ]
+    if pause is not None:
+        goals.append(Goal.most("swap pause against a copy", pause / copy_us, 2, "×"))
+    return Record(
+        scenario="reload",
+        metric="p99 while versions are published, open loop",
+        unit="ms",
+        higher_is_better=False,
+        seed=options.seed,
+        ours=during["p99_ms"],
+        floor=before["p99_ms"],
+        goals=goals,
+        detail={
+            "before": before,
+            "during": during,
+            "publishes": publishes,
+            "versions_served": found["served"],
+            "model_mb": trainer.mb,
+            "rate": RATE,
+            "swap_pause_us": {"count": len(pauses), "max": pause, "median": _median(pauses)},
+            "copy_us": copy_us,
+            "replica_mb": memory,
+            "errors": sorted(set(found["before"].failed + found["during"].failed))[:5],
+        },
+    )
+
+
+class _Trainer:
+    """Commits and publishes versions; the stamps of version n are n."""
+
+    def __init__(self, root: Path, layers: int) -> None:
+        from bench.models.reload import Stamped
+
+        self._run, self._layers, self.step = Run(root), layers, 0
+        self._model = Stamped(layers)
+        self.mb = sum(p.numel() * 4 for p in self._model.parameters()) / 1e6
+        self.version = ""
+
+    def publish(self) -> None:
+        self.step += 1
+        with torch.no_grad():
+            self._model.a_first.fill_(self.step)
+            self._model.z_last.fill_(self.step)
+        tensors = self._model.state_dict()
+        staging = Staging(self._run, self.step, attempt="bench", rank=0)
+        staging.create()
+        manifest = commit(
+            staging,
+            [staging.write_shard(0, 1, tensors)],
+            model={"class": "reload:Stamped", "config": {"layers": self._layers}},
+            expected={name: (tuple(t.shape), t.dtype) for name, t in tensors.items()},
+            position=self.step,
+        )
+        publish(self._run, "stable", self.step)
+        self.version = manifest.version
+        prune(self._run, keep=KEEP, every_byte=False)
+
+    def copy_us(self) -> float:
+        """The physical time of one copy of the model in memory, the best of some."""
+        source = torch.cat([p.detach().reshape(-1) for p in self._model.parameters()])
+        target, times = torch.empty_like(source), []
+        for _ in range(7):
+            began = time.perf_counter()
+            target.copy_(source)
+            times.append(time.perf_counter() - began)
+        return min(times) * 1e6
+
+
+def _launch(folder: Path) -> Server:
+    replica = folder / "reload.replica.toml"
+    replica.write_text(
+        f'model = "reload"\nrun = "{folder / "run"}"\nchannel = "stable"\ncode = "{MODELS}"\n'
+        'device = "cpu"\nthreads = 1\npoll_s = 0.05\nprobation_s = 0.2\n'
+    )
+    config = folder / "serve.toml"
+    config.write_text(
+        '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
+        '[[models]]\nname = "reload"\n[[models.replicas]]\nname = "reload"\n'
+        f'count = {REPLICAS}\nspawn = "{replica}"\n'
+    )
+    return Server("penstock", python("-m", "gateway", "serve", config), log=folder / "gateway.log")
+
+
+async def _measure(
+    clients: str, admin: str, trainer: _Trainer, publishes: int, every_s: float, quiet_s: float
+) -> dict[str, Any]:
+    timeout = aiohttp.ClientTimeout(total=30)
+    connector = aiohttp.TCPConnector(limit=0)
+    memory: list[float] = []
+    seen: set[str] = set()
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        url = f"{clients}/v2/models/reload/infer"
+        await _load(session, url, asyncio.create_task(asyncio.sleep(1.0)), set())  # warm-up
+        before = await _load(session, url, asyncio.create_task(asyncio.sleep(quiet_s)), seen)
+
+        async def publish_all() -> None:
+            for _ in range(publishes):
+                began = time.monotonic()
+                await asyncio.to_thread(trainer.publish)
+                memory.append(await asyncio.to_thread(_replica_mb, admin))
+                await asyncio.sleep(max(0.0, every_s - (time.monotonic() - began)))
+            async with asyncio.timeout(30):
+                # Across processes there is no event to wait on.
+                while await asyncio.to_thread(_serving, admin) != {trainer.version}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        during = await _load(session, url, asyncio.create_task(publish_all()), seen)
+    return {"before": before, "during": during, "replica_mb": memory, "served": len(seen)}
+
+
+async def _load(
+    session: aiohttp.ClientSession, url: str, until: asyncio.Task[None], seen: set[str]
+) -> Phase:
+    """An open loop at `RATE` until the task ends."""
+    phase, loop = Phase(), asyncio.get_running_loop()
+    body, headers = struct.pack("<8f", *([1.0] * 8)), {"inference-header-content-length": "0"}
+
+    async def one(intended: float) -> None:
+        try:
+            async with session.post(url, data=body, headers=headers) as reply:
+                data = await reply.read()
+                if reply.status != 200:
+                    raise RuntimeError(f"{reply.status} {data[:120]!r}")
+        except Exception as error:
+            phase.failed.append(repr(error))
+            return
+        now = loop.time()
+        phase.seconds.append(now - intended)
+        phase.ended.append(now)
+        version = reply.headers["x-model-version"]
+        seen.add(version)
+        first, _, last = struct.unpack("<3f", data[-12:])
+        phase.mixed += first != last
+        phase.misnamed += int(version.partition("-")[0]) != int(first)
+
+    async with asyncio.TaskGroup() as group:
+        due = loop.time()
+        while not until.done():
+            group.create_task(one(due))
+            phase.sent += 1
+            due += 1 / RATE
+            await asyncio.sleep(max(0.0, due - loop.time()))
+    await until
+    return phase
+
+
+def _status(admin: str) -> list[dict[str, Any]]:
+    with urlopen(f"{admin}/status", timeout=5) as reply:
+        replicas: list[dict[str, Any]] = json.load(reply)["models"][0]["replicas"]
+    return replicas
+
+
+def _serving(admin: str) -> set[str]:
+    return {replica["version"] for replica in _status(admin)}
+
+
+def _replica_mb(admin: str) -> float:
+    """Resident memory of all replicas."""
+    total = 0.0
+    for replica in _status(admin):
+        text = Path(f"/proc/{replica['pid']}/status").read_text()
+        total += int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) / 1024
+    return total
+
+
+def _growth(memory: Sequence[float]) -> float:
+    """The typical memory of the last quarter against that of the first."""
+    quarter = max(len(memory) // 4, 1)
+    return float(np.median(memory[-quarter:]) / np.median(memory[:quarter]))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def _table(phases: dict[str, dict[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("reload")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    for name in next(iter(phases.values())):
+        table.add_row(name, *(f"{figures[name]:.4g}" for figures in phases.values()))
+    return table
