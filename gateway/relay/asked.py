@@ -11,10 +11,12 @@ from math import inf
 from gateway.errors import BadRequest
 from gateway.lane import Exchange, field
 from gateway.policy.session import SessionSources
-from gateway.relay.head import is_upgrade, request_start
+from gateway.relay.head import request_start
 
 # RFC 9110 §9.2.2: doing these twice is the same as doing them once.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+# What says how long the client will wait, and in what part of seconds; the second is the SDKs' way.
+_DEADLINES = ((b"x-deadline-ms", 1e-3), (b"x-stainless-read-timeout", 1.0))
 # Longer ones are no identifiers.
 MAX_ID = 256
 
@@ -40,6 +42,7 @@ class Asked:
     def __init__(self, exchange: Exchange, sessions: SessionSources, strip: int) -> None:
         """`strip`: characters of the path that the upstream does not see. Raises BadRequest."""
         head = exchange.head
+        fields = dict(reversed(head.headers))  # the first of equal names counts
         self._head, self._scheme = head, b"https" if exchange.tls else b"http"
         path = head.path[strip:]
         if not path.startswith("/") and path != "*":
@@ -47,19 +50,17 @@ class Asked:
         self._target = (f"{path}?{head.query}" if head.query else path).encode()
         self._starts: dict[tuple[bytes | None, bytes], bytes] = {}
         self.is_head = head.method == "HEAD"
-        self.idempotent = (
-            head.method in _IDEMPOTENT or exchange.header(b"idempotency-key") is not None
-        )
-        self.upgrade = head.framing.upgrade and is_upgrade(head.headers)
-        self.deadline_s = min(
-            _seconds(exchange, b"x-deadline-ms", 1e-3),
-            _seconds(exchange, b"x-stainless-read-timeout", 1.0),
-        )
-        given = exchange.header(b"x-request-id")
-        if given is not None and len(given) > MAX_ID:
+        self.idempotent = head.method in _IDEMPOTENT or b"idempotency-key" in fields
+        self.upgrade = head.framing.upgrade
+        self.deadline_s = inf
+        for name, unit in _DEADLINES:
+            if name in fields:
+                self.deadline_s = min(self.deadline_s, _seconds(name, fields[name], unit))
+        given = fields.get(b"x-request-id", b"")
+        if len(given) > MAX_ID:
             raise _bad(b"x-request-id", given, f"at most {MAX_ID} bytes")
         self.request_id = field(b"x-request-id", given) if given else b""
-        self.session = sessions.key(exchange.header, head.query)
+        self.session = sessions.key(fields.get, head.query)
 
     def start(self, host: bytes | None, prefix: bytes) -> bytes:
         """The request line and most fields for an upstream; `host` None keeps the client's."""
@@ -72,14 +73,12 @@ class Asked:
                 head.headers,
                 host=host,
                 scheme=self._scheme,
+                upgrade=self.upgrade,
             )
         return known
 
 
-def _seconds(exchange: Exchange, name: bytes, unit: float) -> float:
-    value = exchange.header(name)
-    if value is None:
-        return inf
+def _seconds(name: bytes, value: bytes, unit: float) -> float:
     whole, _, decimals = value.partition(b".")
     if not (whole + decimals).isdigit() or len(value) > 15 or not float(value):
         raise _bad(name, value, "a number above 0")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
 from gateway.lane import Exchange, field
-from gateway.lane.head import RequestHead
 from gateway.policy.session import SessionSources
 from gateway.relay.asked import Asked
 from gateway.relay.reply import refuse
@@ -62,7 +61,7 @@ class Destination:
         self.replay = relay.replay
         self.timeout_s = timeout_s or pool.config.timeout_ms / 1e3
         self._strip = strip
-        self._asked: dict[RequestHead, Asked] = {}
+        self._asked: dict[object, Asked] = {}  # by the lane's heads
 
     def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
         """A session for a client that has none, and the header line that tells it."""

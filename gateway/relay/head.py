@@ -57,35 +57,46 @@ def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     return frozenset(tokens)
 
 
-def is_upgrade(headers: Headers) -> bool:
-    return any(name == b"upgrade" for name, _ in headers) and b"upgrade" in nominated(headers)
-
-
 def request_start(
-    method: bytes, target: bytes, headers: Headers, *, host: bytes | None, scheme: bytes
+    method: bytes,
+    target: bytes,
+    headers: Headers,
+    *,
+    host: bytes | None,
+    scheme: bytes,
+    upgrade: bool = False,
 ) -> bytes:
     """What of a request's head is the same whenever a client sends these bytes; `request_end`
-    follows. `host` None keeps the client's. An upgrade keeps its Connection and Upgrade fields."""
-    upgrade = is_upgrade(headers)
-    dropped = _REQUEST_OWN | nominated(headers)
-    original_host = b""
-    forwarded: list[bytes] = []
-    fields: list[bytes] = []
-    for name, value in headers:
+    follows. `host` None keeps the client's. `upgrade`: its Connection and Upgrade fields stay."""
+    dropped = _REQUEST_OWN
+    original_host = via = protocol = b""
+    own: Headers = []
+    lines = []
+    for field in headers:
+        if field[0] in dropped:
+            own.append(field)
+        else:
+            lines.append(b"%b: %b\r\n" % field)
+    for name, value in own:
         if name == b"host":
             original_host = value
         elif name == b"x-forwarded-for":
-            forwarded.append(value)
-        elif name not in dropped:
-            fields.append(b"%b: %b\r\n" % (name, value))
-        elif upgrade and name == b"upgrade":
-            fields.append(b"connection: upgrade\r\nupgrade: %b\r\n" % value)
-    via = b"".join(value + b", " for value in forwarded)
-    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%bx-forwarded-proto: %b\r\n%bx-forwarded-for: %b" % (
+            via += value + b", "
+        elif name == b"upgrade" and upgrade:
+            protocol = b"connection: upgrade\r\nupgrade: %b\r\n" % value
+        elif name == b"connection":
+            hop = nominated(own)
+            lines = [
+                b"%b: %b\r\n" % field
+                for field in headers
+                if field[0] not in dropped and field[0] not in hop
+            ]
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bx-forwarded-proto: %b\r\n%bx-forwarded-for: %b" % (
         method,
         target,
         original_host if host is None else host,
-        b"".join(fields),
+        b"".join(lines),
+        protocol,
         scheme,
         b"x-forwarded-host: %b\r\n" % original_host if original_host else b"",
         via,

@@ -235,6 +235,7 @@ def test_an_upgrade_request_keeps_its_upgrade():
         [(b"host", b"h"), (b"connection", b"Upgrade"), (b"upgrade", b"websocket")],
         host=b"up:1",
         scheme=b"https",
+        upgrade=True,
     )
     made = start + head.request_end(b"::1", head.NO_BODY, b"")
     assert b"connection: upgrade\r\nupgrade: websocket\r\n" in made
