@@ -244,6 +244,8 @@ class ModelConfig:
             for key in ("slo_ms", "max_batch_size", "max_batch_elements"):
                 if getattr(self, key) is not None:
                     yield key, "only models with native replicas have it"
+            if self.routing != "session" and (self.relay.cookie or self.relay.strict):
+                yield "routing", 'expected "session": relay.cookie and relay.strict are of sessions'
             if self.canary.channel is not None:
                 yield "canary", "only models with native replicas follow channels"
         elif self.relay != RelayConfig():

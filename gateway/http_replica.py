@@ -28,7 +28,8 @@ AWAY_S = (0.05, 1.0)
 LOOK_S = 5.0
 # So many looks in a row must fail before one that can be reached counts as unwell.
 FALL = 2
-UNBOUNDED = 1_000_000
+# Connections beyond those of requests: for looks, and such as are being closed.
+SPARE = 64
 # What a server without configured slots surely takes at a time; sessions spill beyond their share
 # and this.
 TYPICAL_SLOTS = 8
@@ -59,7 +60,8 @@ class HttpReplica:
             slots=config.slots or TYPICAL_SLOTS,
             slow_start=SlowStart(),
         )
-        self.limit = config.slots or UNBOUNDED  # requests at a time
+        # Requests at a time; more wait in the queue, not for a connection.
+        self.limit = min(config.slots or relay.connections, relay.connections)
         self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.busy_until = 0.0
         self.host: bytes | None = None  # None: the client's
@@ -117,7 +119,7 @@ class HttpReplica:
             "breaker": self.breaker.state(now).name.lower(),
             "work": round(load.work, 6),
             "in_flight": load.in_flight,
-            "slots": 0 if self.limit == UNBOUNDED else self.limit,
+            "slots": self.limit,
             "connections": 0 if self._connections is None else self._connections.open,
         }
 
@@ -204,7 +206,7 @@ class HttpReplica:
         self._connections = ConnectionPool(
             endpoint,
             self._loop,
-            limit=self._relay.connections,
+            limit=self._relay.connections + SPARE,
             connect_s=self._relay.connect_ms / 1e3,
         )
         if old is not None:

@@ -164,6 +164,16 @@ def test_a_drained_replica_gets_nothing(gateway):
     wait_until("its return", lambda: gateway.replicas(1)[1]["state"] == "ready")
 
 
+def test_another_process_joins_when_the_file_is_read_again(gateway):
+    gateway.config.write_text(gateway.config.read_text().replace("count = 3", "count = 4"))
+    gateway.process.send_signal(signal.SIGHUP)
+    states = lambda: [replica["state"] for replica in gateway.replicas(1)]  # noqa: E731
+    wait_until("the fourth", lambda: states() == ["ready"] * 4)
+    gateway.config.write_text(gateway.config.read_text().replace("count = 4", "count = 3"))
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until("its end", lambda: states() == ["ready"] * 3)
+
+
 def test_metrics_count_relayed_requests_as_they_do_others(gateway):
     with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=5) as reply:
         lines = reply.read().decode().splitlines()

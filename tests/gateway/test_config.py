@@ -295,6 +295,15 @@ def test_routes_lead_to_models_of_http_replicas():
         (HTTP + '[[routes]]\npath = "/"\nmodel = "llama"\n' * 2, "the same path and host"),
         (HTTP.replace("names", "session").replace("up", "u"), 'did you mean "sessions"?'),
         (HTTP.replace("names = [", "sessions = ["), "sources such as header:x-session-id"),
+        (HTTP.replace("names = [", 'sessions = ["header:authorization", '), "sources such as"),
+        (
+            HTTP.replace('names = ["meta-llama/Llama-3.1-8B"]', 'sessions = ["header:cookie"]'),
+            "cannot name a session",
+        ),
+        (
+            HTTP.replace("[models.relay]", 'routing = "wlc"\n[models.relay]\nstrict = true'),
+            'routing: expected "session"',
+        ),
     ],
 )
 def test_what_cannot_be_relayed_is_refused(text, expected):

@@ -125,7 +125,8 @@ async def test_without_any_replica_the_answer_says_why():
         assert reply.header("retry-after") == "1"
 
 
-async def test_slots_bound_what_a_replica_has_at_a_time():
+@pytest.mark.parametrize("key", ["slots = 2", "connections = 2"])
+async def test_slots_bound_what_a_replica_has_at_a_time(key):
     at_once, most = 0, 0
     go = asyncio.Event()
 
@@ -137,7 +138,8 @@ async def test_slots_bound_what_a_replica_has_at_a_time():
         at_once -= 1
         await call.answer(b"x")
 
-    async with relaying(Upstream("a", script), replicas="slots = 2") as gateway:
+    replicas, relay = (key, "") if key.startswith("slots") else ("", key)
+    async with relaying(Upstream("a", script), replicas=replicas, relay=relay) as gateway:
         asking = [asyncio.ensure_future(gateway.ask(f"/{n}")) for n in range(7)]
         await until(lambda: gateway.pool.status()["waiting"] == 5 and at_once == 2)
         go.set()
