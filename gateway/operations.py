@@ -202,7 +202,8 @@ class Operations:
     def configured(self, config: GatewayConfig) -> None:
         """Another configuration applies: its weights do, and what is gone is forgotten."""
         self._weights.clear()
-        self._drained &= {replica.name for _, replica in config.replicas()}
+        listed = {replica.name for _, replica in config.replicas()}
+        self._drained = {name for name in self._drained if name.partition("@")[0] in listed}
         self._unloaded &= {model.name for model in config.models}
 
     def worker_gone(self, worker: WorkerProcess) -> None:
