@@ -336,7 +336,8 @@ class TensorReplica:
         executor = self._executor
         assert executor is not None
 
-        def swapped() -> None:
+        def swapped(pause_s: float) -> None:
+            self._events("device.swapped", version=version.name, pause_us=round(pause_s * 1e6, 1))
             before, self._serving = self._serving, version
             self._versions[version.name] = version
             if before is None:
@@ -345,8 +346,9 @@ class TensorReplica:
             self.changed()
 
         def on_device() -> None:
+            began = time.perf_counter()
             executor.serve(version, fallback)
-            self._post(swapped)
+            self._post(swapped, time.perf_counter() - began)
 
         self._intake.call(on_device)
 

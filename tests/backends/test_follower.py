@@ -344,3 +344,62 @@ async def test_no_answer_is_mixed_while_versions_come_and_go(serve, run):
             assert got == {float(version.partition("-")[0])}
         assert all(status.state == "ready" for status in gateway.statuses if status.version)
         await gateway.close()
+
+
+async def test_a_steered_replica_waits_for_its_turn(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, probation_s=0) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        await gateway.control("steer")
+        new = put(run, 2)
+        await gateway.until(lambda: gateway.statuses[-1].reload == "ready")
+        status = gateway.statuses[-1]
+        assert (status.version, status.reload_to, status.channel) == (old, new, "stable")
+        assert await factor(gateway) == (1.0, old)
+        refused = await gateway.control("swap", version="9-none")
+        assert refused.kind == Kind.ERROR and refused.json()["code"] == "conflict"
+        await gateway.control("swap", version=new)
+        await gateway.serves(new)
+        assert await factor(gateway) == (2.0, new)
+        await gateway.control("steer")
+        third = put(run, 3)
+        await gateway.until(lambda: gateway.statuses[-1].reload_to == third)
+        await gateway.control("refuse", version=third, reason="slow elsewhere")
+        await gateway.until(lambda: gateway.statuses[-1].refused == (third,))
+        assert "slow elsewhere" in gateway.statuses[-1].reason
+        for arguments in ({}, {"version": new, "more": "x"}, {"version": 3}):
+            wrong = await gateway.control("swap", **arguments)
+            assert wrong.kind == Kind.ERROR and wrong.json()["status"] == 400
+        await gateway.close()
+
+
+async def test_without_a_gateway_a_steered_replica_goes_on_alone(serve, run):
+    put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, ask_s=0.3) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        await gateway.control("steer")
+        new = put(run, 2)
+        await gateway.serves(new)
+        assert named(replica, "reload.alone")
+        await gateway.close()
+
+
+async def test_a_replica_moves_a_channel_to_where_another_is(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, probation_s=0) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        new = commit_model(run, 2, Scale(2.0)).version
+        publish(run, "canary", 2)
+        arguments = {"channel": "stable", "like": "canary", "version": new, "before": old}
+        for wrong in ({"version": old}, {"before": new}, {"like": "nowhere"}):
+            said = await gateway.control("point", **{**arguments, **wrong})
+            assert said.kind == Kind.ERROR and said.json()["code"] == "conflict"
+        moved = await gateway.control("point", **arguments)
+        assert moved.json() == {"channel": "stable", "version": new, "generation": 2}
+        await gateway.serves(new)
+        again = await gateway.control("point", **{**arguments, "before": ""})
+        assert again.json()["generation"] == 2
+        await gateway.close()

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from backends.checkpoint import Run, Staging, commit, publish
+from backends.checkpoint import Probe, Run, Staging, channel, commit, publish
 
 MODELS = Path(__file__).parent / "models"
 
 
-def publish_stamp(root: Path, step: int, *, damage: bool = False) -> str:
-    """Commit `step`, whose weight is the step itself, and point `stable` at it; the version.
-    `damage`: a bit of the weight is flipped between the two."""
+def publish_stamp(
+    root: Path,
+    step: int,
+    *,
+    to: str = "stable",
+    damage: bool = False,
+    probe: Probe | None = None,
+    **config: float,
+) -> str:
+    """Commit `step`, whose stamp is the step itself, and point channel `to` at it; the version.
+    `damage`: a bit of the weight is flipped between the two. `config` is the model's."""
+    version = commit_stamp(root, step, damage=damage, probe=probe, **config)
+    publish(Run(root), to, step)
+    return version
+
+
+def commit_stamp(
+    root: Path, step: int, *, damage: bool = False, probe: Probe | None = None, **config: float
+) -> str:
     run = Run(root)
     staging = Staging(run, step, attempt="t", rank=0)
     staging.create()
-    part = staging.write_shard(0, 1, {"stamp": torch.tensor([float(step)])})
+    tensors = {"stamp": torch.tensor([float(step)])}
+    if size := int(config.get("ballast", 0)):
+        tensors["ballast"] = torch.zeros(size)
     manifest = commit(
         staging,
-        [part],
-        model={"class": "stamp:Stamp", "config": {}},
-        expected={"stamp": ((1,), torch.float32)},
+        [staging.write_shard(0, 1, tensors)],
+        model={"class": "stamp:Stamp", "config": config},
+        expected={name: (tuple(t.shape), torch.float32) for name, t in tensors.items()},
         position=step,
+        probe=probe,
     )
     if damage:
         (shard,) = (run.folder(step) / "model").glob("*.safetensors")
@@ -31,11 +52,23 @@ def publish_stamp(root: Path, step: int, *, damage: bool = False) -> str:
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
         shard.write_bytes(data)
-    publish(run, "stable", step)
     return manifest.version
 
 
-def replica_file(folder: Path, root: Path, **extra: object) -> Path:
+@contextlib.contextmanager
+def careless() -> Iterator[None]:
+    """A publisher that does not look at what it publishes."""
+    verify = channel.verify
+    channel.verify = lambda run, step: run.manifest(step)
+    try:
+        yield
+    finally:
+        channel.verify = verify
+
+
+def replica_file(
+    folder: Path, root: Path, *, file: str = "stamp.replica.toml", **extra: object
+) -> Path:
     """A replica's configuration for the run at `root`."""
     lines = {
         "model": "stamp",
@@ -47,7 +80,7 @@ def replica_file(folder: Path, root: Path, **extra: object) -> Path:
         "probation_s": 1.0,  # each version waits for it at one replica
         **extra,
     }
-    path = folder / "stamp.replica.toml"
+    path = folder / file
     text = "".join(
         f"{key} = {value}\n" if isinstance(value, int | float) else f'{key} = "{value}"\n'
         for key, value in lines.items()

@@ -47,15 +47,23 @@ async def ask(session: aiohttp.ClientSession, url: str, value: float, **headers:
 
 
 @contextlib.asynccontextmanager
-async def steady(url: str, *, rate: float = 150.0) -> AsyncIterator[Record]:
-    """Traffic while the block runs; on leaving, all that was sent has ended."""
+async def steady(
+    url: str, *, rate: float = 150.0, reconnect: bool = False
+) -> AsyncIterator[Record]:
+    """Traffic while the block runs; on leaving, all that was sent has ended. `reconnect`: a request
+    whose connection broke is sent once more, as clients of a process that may die do."""
     record = Record()
     stop = asyncio.Event()
 
     async def one(session: aiohttp.ClientSession, number: int) -> None:
         value = float(number % 10)
         try:
-            answer = await ask(session, url, value)
+            try:
+                answer = await ask(session, url, value)
+            except aiohttp.ClientConnectionError:
+                if not reconnect:
+                    raise
+                answer = await ask(session, url, value)
             assert answer.value == value, f"asked {value}, got {answer.value}"
             record.answers.append(answer)
         except Exception as error:
