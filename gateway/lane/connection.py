@@ -15,7 +15,7 @@ from gateway.lane.body import Body
 from gateway.lane.exchange import ENDED, OPEN, Exchange, Handler
 from gateway.lane.framing import Framing
 from gateway.lane.handover import Guest
-from gateway.lane.head import RequestHead
+from gateway.lane.pattern import RequestHead
 from gateway.lane.probe import ResetWatch
 from gateway.lane.refusal import Refused
 from gateway.lane.response import error_body
@@ -64,11 +64,13 @@ class Connection(Turns):
             lane = self.lane
             end = self._guess
             head = lane.heads.memo.get(data[:end])
+            if head is None and (pattern := lane.heads.patterns.get(end)) is not None:
+                head = pattern.read(data)
             if head is None:
                 self._guess = 0
                 end = data.find(_HEAD_END) + 4
                 try:
-                    head = lane.heads.read(data[:end]) if end > 3 else None
+                    head = lane.heads.find(data, end) if end > 3 else None
                 except Refused:
                     head = None  # and again below
             if head is not None:

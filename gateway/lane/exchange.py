@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from backends.wire import Buffer
-from gateway.lane.head import RequestHead
+from gateway.lane.pattern import RequestHead
 from gateway.lane.response import CHUNKED, CLOSE, KEEP_ALIVE, status_line
 
 if TYPE_CHECKING:

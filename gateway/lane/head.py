@@ -13,37 +13,29 @@ from typing import cast
 
 from gateway.lane.framing import OWN, Framing, is_host, read_framing
 from gateway.lane.limits import Limits
+from gateway.lane.pattern import CONTROLS_TO_ZERO, Field, Pattern, RequestHead
 from gateway.lane.refusal import Refused
 
 _LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/(\d)\.(\d)")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+)((?:[/?].*)?)")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROLS_TO_ZERO = bytes(0 if c == 127 or (c < 32 and c != 9) else 1 for c in range(256))
 _BEGINNING = re.compile(rb"[A-Z]|\r?\Z")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Lines and heads with a request id in them never repeat: only what comes twice is kept, and a table
 # that is full is emptied. Longer ones than these, in bytes, are not worth their memory.
 HEADS, HEAD_BYTES = 1024, 2048
 LINES, LINE_BYTES = 4096, 512
+# Values that change from request to request in an otherwise known head: ids of requests and traces.
+HOLES = 3
+# A pattern that so many heads of its length have not fitted makes room for another.
+MISSES = 8
 
-_Field = tuple[bytes, bytes]
 _RequestLine = tuple[str, str, str, int, bytes]
 
 
-class RequestHead:
-    """What a head says. Shared by all requests with the same bytes: never changed once read."""
-
-    __slots__ = ("framing", "headers", "method", "path", "query")
-
-    def __init__(
-        self, method: str, path: str, query: str, headers: list[_Field], framing: Framing
-    ) -> None:
-        self.method, self.path, self.query = method, path, query
-        self.headers, self.framing = headers, framing
-
-
 class HeadReader:
-    """`memo` may be asked directly with a head's exact bytes; `read` fills it."""
+    """`memo` may be asked directly with a head's exact bytes, and `patterns` by its length; `read`
+    fills them."""
 
     __slots__ = (
         "_framings",
@@ -54,17 +46,25 @@ class HeadReader:
         "_request_lines",
         "_seen",
         "memo",
+        "patterns",
     )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.memo: dict[bytes, RequestHead] = {}
+        self.patterns: dict[int, Pattern] = {}
         self._framings: dict[tuple[int, bool, tuple[bytes, ...]], Framing] = {}
         self._request_lines: dict[bytes, _RequestLine] = {}
-        self._known: dict[bytes, _Field] = {}  # fields by their lines
+        self._known: dict[bytes, Field] = {}  # fields by their lines
         self._own_lines: set[bytes] = set()  # those lines of `_known` that framing must see
         self._names: dict[bytes, bytes] = {}  # field names, checked, to lower case
         self._seen = [0] * LINES  # hashes of lines that came once
+
+    def find(self, data: bytes, end: int) -> RequestHead:
+        """The head in `data[:end]`; raises Refused."""
+        pattern = self.patterns.get(end)
+        head = pattern.read(data) if pattern is not None else None
+        return self.read(data[:end]) if head is None else head
 
     def read(self, raw: bytes) -> RequestHead:
         """`raw` runs from the request line to the empty line, both included; raises Refused."""
@@ -76,9 +76,8 @@ class HeadReader:
             raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
         lines = raw.split(b"\r\n")
         first = lines[0]
-        method, path, query, minor, authority = self._request_lines.get(
-            first
-        ) or self._request_line(first)
+        known_line = self._request_lines.get(first)
+        method, path, query, minor, authority = known_line or self._request_line(first)
         del lines[0], lines[-2:]  # the last two are empty
         if len(lines) > limits.max_headers:
             raise Refused(431, f"the request has more than {limits.max_headers} header fields")
@@ -87,12 +86,13 @@ class HeadReader:
             self._known.clear()
             self._own_lines.clear()
         found = list(map(self._known.get, lines))
-        new = found.count(None)
+        new: list[int] = []
         at = -1
-        for _ in range(new):
+        for _ in range(found.count(None)):
             at = found.index(None, at + 1)
             found[at] = self._field(lines[at])
-        fields = cast("list[_Field]", found)
+            new.append(at)
+        fields = cast("list[Field]", found)
         own = tuple(filter(self._own_lines.__contains__, lines))
         key = (minor, method == "HEAD", own)
         framing = self._framings.get(key)
@@ -102,11 +102,26 @@ class HeadReader:
             # RFC 9112 §3.2.2: the authority in the target replaces the Host field.
             fields = [(n, authority if n == b"host" else value) for n, value in fields]
         head = RequestHead(method, path, query, fields, framing)
-        if not new and len(raw) <= HEAD_BYTES:
-            if len(self.memo) >= HEADS:
-                self.memo.clear()
-            self.memo[raw] = head
+        if len(raw) <= HEAD_BYTES:
+            if not new:
+                if len(self.memo) >= HEADS:
+                    self.memo.clear()
+                self.memo[raw] = head
+            elif len(new) <= HOLES:
+                self._see_pattern(raw, lines, new, head)
         return head
+
+    def _see_pattern(
+        self, raw: bytes, lines: list[bytes], new: list[int], head: RequestHead
+    ) -> None:
+        """Another head of this length may come that differs only where this one is new."""
+        old = self.patterns.get(len(raw))
+        if old is not None and old.fits(raw):
+            old.learn(raw, head.framing)
+        elif old is None or old.misses > MISSES:
+            varying = [at for at in new if head.headers[at][0] != b"content-length"]
+            if varying and not any(head.headers[at][0] in OWN for at in varying):
+                self.patterns[len(raw)] = Pattern(raw, lines, varying, head)
 
     def check_part(self, part: bytes) -> None:
         """What can be said of a head before its end has come; raises Refused."""
@@ -118,7 +133,7 @@ class HeadReader:
         if _BEGINNING.match(part) is None or _BARE_LF.search(part) is not None:
             raise Refused(400, "this is not an HTTP/1 request")
 
-    def _field(self, line: bytes) -> _Field:
+    def _field(self, line: bytes) -> Field:
         name, colon, value = line.partition(b":")
         lower = self._names.get(name) if colon else None
         if lower is None:
@@ -128,7 +143,7 @@ class HeadReader:
                 self._names.clear()
             lower = self._names[name] = name.lower()
         value = value.strip(b" \t")
-        if 0 in value.translate(_CONTROLS_TO_ZERO):
+        if 0 in value.translate(CONTROLS_TO_ZERO):
             raise Refused(400, f"the value of {lower.decode()} contains a control character")
         field = (lower, value)
         if lower in OWN:
@@ -145,7 +160,7 @@ class HeadReader:
                 self._seen[slot] = mark
         return field
 
-    def _frame(self, minor: int, method: str, fields: list[_Field]) -> Framing:
+    def _frame(self, minor: int, method: str, fields: list[Field]) -> Framing:
         if len(self._framings) >= HEADS:
             self._framings.clear()
         own = [field for field in fields if field[0] in OWN]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import h11
 import httptools
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.lane import Limits
@@ -259,7 +259,66 @@ async def test_what_repeats_is_remembered_and_the_memory_is_bounded(monkeypatch)
         # One head may add a few lines beyond the mark.
         assert len(heads._known) <= 16 + 5 and len(heads._names) <= 16
         assert heads._own_lines <= heads._known.keys()
+        assert len(heads.patterns) <= 2048
     assert not any(len(line) > 512 for line in heads._known)
+
+
+VALUES = st.sampled_from(
+    ["1", "2", "9", "a b", " c ", "\t", "\0", "\r", "\n", "ab", ":", "\x7f", "é"]
+)
+
+
+# Of one length, so that they meet in one pattern; some would be fields of their own in its holes.
+SMUGGLING = st.sampled_from(
+    ["a" * 20, "b" * 20, "1\r\nconnection: close", "1\r\ncontent-length: 3", "1\r\ny:" + "z" * 15]
+)
+LENGTHS = st.sampled_from(["1", "2", "9", " ", "x", "\0"])
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(SMUGGLING, SMUGGLING, st.just("P"), LENGTHS), min_size=1, max_size=12)
+    | st.lists(st.tuples(VALUES, VALUES, st.sampled_from("GHP"), VALUES), min_size=1, max_size=12)
+)
+def test_heads_of_one_pattern_are_read_as_if_they_were_alone(heads):
+    remembers = HeadReader(Limits())
+    lines = {"G": "GET /x HTTP/1.1", "H": "HEAD / HTTP/1.0", "P": "POST /y HTTP/1.1"}
+    for first, second, line, length in heads * 4:
+        fields = ("host: a", f"id:{first}", "x: y", f"trace: {second}", f"content-length:{length}")
+        raw = "\r\n".join([lines[line], *fields, "", ""]).encode()
+        end = raw.find(b"\r\n\r\n") + 4
+        assert said(remembers, raw, end) == said(HeadReader(Limits()), raw, end)
+
+
+async def test_a_request_id_is_read_in_a_known_head(monkeypatch):
+    lane = make_lane(later := Later())
+    wire = Wire(lane)
+    for number in range(10, 50):
+        body = b"x" * number
+        wire.send(request("POST", "/x", body, f"x-request-id: {number}", "x: y"))
+        exchange = later.seen[-1]
+        assert exchange.header(b"x-request-id") == str(number).encode()
+        assert exchange.header(b"content-length") == str(number).encode()
+        assert exchange.body == body
+        exchange.respond(200, b"{}")
+    assert len(lane.heads.patterns) == 1 and len(lane.heads.memo) == 0
+    pattern = next(iter(lane.heads.patterns.values()))
+    # Another client's heads of the same length take the place of one that does not come any more.
+    for number in range(10, 50):
+        other = request("POST", "/z", b"x" * 20, f"y-request-id: {number}", "x: z")
+        assert len(other) - 20 in lane.heads.patterns
+        wire.send(other)
+        later.seen[-1].respond(200, b"{}")
+    assert next(iter(lane.heads.patterns.values())) is not pattern
+
+
+def said(reader: HeadReader, raw: bytes, end: int) -> object:
+    try:
+        head = reader.find(raw, end)
+    except Refused as refusal:
+        return refusal.status, refusal.message
+    framing = {name: getattr(head.framing, name) for name in Framing.__slots__}
+    return head.method, head.path, head.query, head.headers, framing
 
 
 LINES = st.sampled_from(
@@ -273,14 +332,6 @@ LINES = st.sampled_from(
 
 @given(st.lists(st.lists(LINES, max_size=5), min_size=1, max_size=12), st.integers(1, 4))
 def test_a_reader_with_memory_reads_as_one_without(heads, entries):
-    def said(reader, raw):
-        try:
-            head = reader.read(raw)
-        except Refused as refusal:
-            return refusal.status, refusal.message
-        framing = {name: getattr(head.framing, name) for name in Framing.__slots__}
-        return head.method, head.path, head.query, head.headers, framing
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gateway.lane.head.HEADS", entries)
         patch.setattr("gateway.lane.head.LINES", entries)
@@ -293,4 +344,4 @@ def test_a_reader_with_memory_reads_as_one_without(heads, entries):
                 "GET http://h/ HTTP/1.1",
             ):
                 raw = "\r\n".join([line, *lines, "", ""]).encode()
-                assert said(remembers, raw) == said(HeadReader(Limits()), raw)
+                assert said(remembers, raw, len(raw)) == said(HeadReader(Limits()), raw, len(raw))
