@@ -21,7 +21,7 @@ from gateway.config import CanaryConfig
 from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, TooLarge
 from gateway.measures import Measures
 from gateway.policy.batching import Batcher, Refusal
-from gateway.policy.breaker import Outcome, Permit, usable
+from gateway.policy.breaker import Outcome, Permit, State, usable
 from gateway.policy.load import Lease
 from gateway.policy.retry import RetryBudget
 from gateway.policy.routing import NO_KEY, Router
@@ -46,6 +46,7 @@ class Flight:
     permit: Permit
     sent: float
     per_row: float  # what a row counts in the batch's budget; 1 where rows are counted
+    takes_s: float  # as predicted when it left
     id: int = 0
 
 
@@ -184,8 +185,10 @@ class Dispatcher:
         # A replica executes one batch at a time; its further slots only hide the way to it.
         free, slots = len(by_load), len(able)
         wake = _WHEN_TOLD
+        # What a batch will weigh: leases are in the same unit, rows or what the budget counts.
+        cost = float(min(self.queue.size, self.queue.limit))
         while by_load:
-            chosen = self._router.choose(list(by_load), NO_KEY, now)
+            chosen = self._router.choose(list(by_load), NO_KEY, now, cost=cost)
             if chosen is None:
                 break
             replica = by_load.pop(chosen)
@@ -194,7 +197,7 @@ class Dispatcher:
                 free=free,
                 slots=slots,
                 curve=replica.curve(None),
-                ahead=replica.load.work,
+                ahead=replica.ahead_s,
                 accept=self._runs(replica) if self._mixed or self._seating.used else None,
             )
             for request in plan.dropped:
@@ -225,8 +228,11 @@ class Dispatcher:
         rows = sum([request.rows for request in batch])
         cost = self.queue.knobs.cost
         size = rows if cost is None else sum(map(cost, batch))
-        lease = replica.load.take(replica.curve(batch[0].version).mean(size), now)
-        flight = Flight(batch, replica, lease, permit, now, size / rows)
+        lease = replica.load.take(size, now)
+        takes_s = replica.curve(batch[0].version).mean(size)
+        replica.ahead_s += takes_s
+        self._router.sent(lease, NO_KEY, now)
+        flight = Flight(batch, replica, lease, permit, now, size / rows, takes_s)
         self._budget.request(now)
         for request in batch:
             request.attempts += 1
@@ -301,8 +307,11 @@ class Dispatcher:
             self._put_back(back, now)
 
     def _give_back(self, flight: Flight, outcome: Outcome, now: float) -> None:
+        replica = flight.replica
         flight.lease.release(now)
-        flight.permit.record(now, outcome)
+        replica.ahead_s = max(0.0, replica.ahead_s - flight.takes_s)
+        if flight.permit.record(now, outcome) is State.CLOSED:
+            replica.load.restart(now)  # it has recovered: slow start
         self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
         flight.replica.settled()
 

@@ -53,6 +53,8 @@ class NativeReplica:
         self.status = _NOT_CONNECTED
         self.signature: Signature | None = None
         self.curves: dict[str, ServiceCurve] = {}
+        # Predicted seconds of the batches that it has; the dispatcher's.
+        self.ahead_s = 0.0
         self._gateway, self._on_change, self._rng = gateway, on_change, rng
         self._link: Link | None = None
         self._lost = asyncio.Event()

@@ -71,6 +71,16 @@ class Batcher(Generic[T]):
     def rows(self) -> int:
         return self._rows
 
+    @property
+    def size(self) -> int:
+        """Of all that waits, in the unit of a batch's bound: rows, or what `cost` counts."""
+        return self._size
+
+    @property
+    def limit(self) -> int:
+        """That bound."""
+        return self._limit
+
     def add(self, item: T, now: float) -> Refusal | None:
         """Take an item in, or say why not. An item of higher priority displaces one of lower
         priority from a full queue; the displaced one is in the next plan's `dropped`."""
