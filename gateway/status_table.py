@@ -40,6 +40,7 @@ def render(status: Json) -> RenderableType:
     head = f"penstock {status['version']} {status['state']}, up {up}, on {status['listen']}"
     models = [_model(model) for model in status["models"]]
     replicas = [_replica(m["name"], r) for m in status["models"] for r in m["replicas"]]
+    canaries = [_canary(m["name"], m["rollout"]["canary"]) for m in status["models"]]
     return Group(
         Text(head),
         Text(),
@@ -51,6 +52,7 @@ def render(status: Json) -> RenderableType:
             "replica model state version reload weight in-flight work breaker pid restarts reason",
             replicas,
         ),
+        *(text for text in canaries if text is not None),
     )
 
 
@@ -83,6 +85,23 @@ def _skew(rollout: Json) -> str:
     if not rollout["skew_s"]:
         return "none"
     return f"{len(rollout['versions'])} versions, {rollout['skew_s']:.0f} s"
+
+
+def _canary(model: str, canary: Json | None) -> Text | None:
+    """What is tried on how many requests, how it does, and what was decided last."""
+    if canary is None:
+        return None
+    parts = [f"canary of {model}, {canary['share']:.0%} by {canary['by']}:"]
+    if canary["trying"]:
+        parts.append(f"tries {canary['trying']}")
+        for side in ("canary", "stable") if canary["numbers"] else ():
+            found = canary["numbers"][side]
+            parts.append(f"{side} {found['requests']} requests, {found['failed']} failed;")
+    else:
+        parts.append("tries nothing")
+    if last := canary["last"]:
+        parts.append(f"(last: {last['decision']} {last['version']}, {last['why']})")
+    return Text(" ".join(parts), "dim")
 
 
 def _replica(model: str, replica: Json) -> list[Any]:

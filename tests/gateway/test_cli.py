@@ -15,7 +15,8 @@ from tests.gateway.supervised import supervised
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "digits" / "serve.toml"
-VERBS = ["serve", "check", "schema", "status", "drain", "undrain", "weight", "reload", "rollback"]
+VERBS = ["serve", "check", "schema", "status", "drain", "undrain", "weight", "reload", "promote"]
+VERBS += ["rollback"]
 KEY = "correct-horse"
 
 
