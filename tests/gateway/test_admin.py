@@ -8,7 +8,7 @@ import json
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.supervised import supervised, until
+from tests.gateway.supervised import MODEL, supervised, until
 
 KEY = "correct-horse"
 
@@ -83,6 +83,19 @@ async def test_reload_and_rollback_are_asked_of_each_replica(tmp_path):
 
 
 STATIC = '[[models]]\nname = "m"\n[[models.replicas]]\nname = "r"\n'
+
+
+async def test_only_what_a_canary_tries_can_be_promoted(tmp_path):
+    async with admin(tmp_path) as running:
+        status, body = await running.ask("POST", "/models/m/promote")
+        assert status == 409 and "models.canary.channel" in body["error"]
+        assert (await running.ask("POST", "/models/none/promote"))[0] == 404
+    canary = MODEL + '[models.canary]\nchannel = "canary"\n'
+    async with admin(tmp_path, config=canary) as running:
+        status, body = await running.ask("POST", "/models/m/promote")
+        assert status == 409 and "tries nothing" in body["error"]
+        status = await running.status()
+        assert status["models"][0]["rollout"]["canary"]["trying"] == ""
 
 
 async def test_what_cannot_be_asked_of_a_replica_is_said(tmp_path):
