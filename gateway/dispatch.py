@@ -285,6 +285,7 @@ class Dispatcher:
             seconds = now - flight.sent
             self._measures.compared(meta["version"], [*map(_failed, outcomes)], seconds)
         for request, outcome in zip(flight.batch, outcomes, strict=True):
+            request.flight = None  # else the two would keep each other until a collection
             if not request.finished:
                 self._finish(request, outcome)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import struct
 from contextlib import asynccontextmanager
@@ -424,3 +425,17 @@ async def test_a_canary_may_be_changed_while_requests_wait(tmp_path):
         fakes[1].release()
         await client.all(300)
         client.balance()
+
+
+async def test_a_request_that_has_ended_leaves_nothing_for_the_collector(tmp_path):
+    async with serving(tmp_path) as (client, _, _):
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(40):
+                client.ask(number)
+            await client.all(40)
+            left = [one for one in gc.get_objects() if isinstance(one, TensorRequest)]
+        finally:
+            gc.enable()
+        assert not left
