@@ -57,7 +57,9 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON line there too")
     parser.add_argument("--seed", type=int, default=1, help="of requests and arrivals (default 1)")
     parser.add_argument(
-        "--rivals", metavar="A,B", help='only these; "" for none (default: all that are there)'
+        "--rivals",
+        metavar="A,B",
+        help='only these; "" for none (default: all; in a quick run the fast ones)',
     )
 
 

@@ -147,7 +147,8 @@ def show(spec: LoadSpec, report: LoadReport, console: Console) -> None:
         if spec.rate:
             console.print("[dim]from the time at which a request was due, sent or not")
     if report.limit:
-        console.print(f"[yellow]the server may do more: {report.limit}")
+        what = "these latencies hold our own lateness" if spec.rate else "the server may do more"
+        console.print(f"[yellow]{what}: {report.limit}")
 
 
 def _figures(spec: LoadSpec, report: LoadReport) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ def main(args: argparse.Namespace) -> int:
         if name not in RIVALS:
             print(f"bench run: no rival {name!r}; there are {_all(RIVALS)}", file=sys.stderr)
             return 2
+    # A terminated run stops its servers too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # The table is for people; the line alone goes to standard output's end.
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
