@@ -92,6 +92,9 @@ def _load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=30.0, metavar="S", help="of a request (default 30)"
     )
+    parser.add_argument(
+        "--timing", action="store_true", help="ask a Penstock how large its batches were"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="(default 1)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and presets (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")

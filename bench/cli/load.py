@@ -58,6 +58,7 @@ def _spec(args: argparse.Namespace) -> LoadSpec:
         seconds=args.seconds,
         warmup_s=args.warmup,
         timeout_s=args.timeout,
+        timing=args.timing,
         seed=args.seed,
     )
     if args.preset is not None:
@@ -134,6 +135,8 @@ def show(spec: LoadSpec, report: LoadReport, console: Console) -> None:
         table.add_row(error, f"{count:,}", "")
     if report.refused:
         table.add_row("connections refused", f"{report.refused:,}", "")
+    if report.mean_batch is not None:
+        table.add_row("executed together", f"{report.mean_batch:.1f}", "rows on average")
     table.add_row("received", f"{report.received / 1e6:,.1f} MB", "")
     console.print(table)
     if report.latency.count:
@@ -170,5 +173,6 @@ def _figures(spec: LoadSpec, report: LoadReport) -> dict[str, Any]:
             "most": report.latency.most / 1e6,
         },
         "waiting_most": report.backlog,
+        "mean_batch": report.mean_batch,
         "generator_limit": report.limit,
     }

@@ -7,6 +7,7 @@ and is told how that ended. Invariant: each `send` ends in exactly one `answered
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -14,6 +15,9 @@ from urllib.parse import urlsplit
 import httptools
 
 from bench.load.spec import LoadSpec
+
+# In the head of an answer, which arrives in one piece or is not counted.
+BATCH = re.compile(rb'\r\nserver-timing: [^\r]*batch;desc="(\d+)"')
 
 
 class Owner(Protocol):
@@ -24,17 +28,21 @@ class Owner(Protocol):
     def gone(self, connection: Connection) -> None:
         """Closed by the server between requests."""
 
+    def told(self, connection: Connection, rows: int) -> None:
+        """The answer says how many rows were executed together."""
+
 
 class Connection(asyncio.Protocol):
     """`since` is what latency counts from, `sent` when the bytes went out; `counted` is the
     owner's note whether the request is in the report."""
 
     __slots__ = (
-        "_open", "_owner", "_parser", "_transport", "busy", "counted", "received", "sent", "since",
+        "_open", "_owner", "_parser", "_timing", "_transport",
+        "busy", "counted", "received", "sent", "since",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+    def __init__(self, owner: Owner, *, timing: bool = False) -> None:
+        self._owner, self._timing = owner, timing
         self._parser = httptools.HttpResponseParser(self)
         self._open = False
         self.busy = self.counted = False
@@ -57,6 +65,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
+        if self._timing and (found := BATCH.search(data)) is not None:
+            self._owner.told(self, int(found[1]))
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -98,6 +108,8 @@ def render(spec: LoadSpec) -> bytes:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = {"host": parts.netloc.rpartition("@")[2], "accept": "*/*"}
     headers |= {name.lower(): value for name, value in spec.headers.items()}
+    if spec.timing:
+        headers["x-timing"] = "1"
     if spec.body or spec.method not in ("GET", "DELETE", "OPTIONS"):
         headers["content-length"] = str(len(spec.body))
     head = f"{spec.method} {target} HTTP/1.1\r\n"

@@ -166,6 +166,11 @@ class Drive:
             self._idle.remove(connection)
         self._replace(connection)
 
+    def told(self, connection: Connection, rows: int) -> None:
+        if connection.counted and rows:
+            self._report.timed += 1
+            self._report.batches += 1 / rows
+
     def _failed(self, why: str, since: float) -> None:
         """Unanswered: it took at least so long, which is what the percentiles get."""
         self._report.errors[why] = self._report.errors.get(why, 0) + 1
@@ -188,7 +193,10 @@ class Drive:
         secure = ssl.create_default_context() if parts.scheme == "https" else None
         port = parts.port or (443 if secure else 80)
         _, connection = await self._loop.create_connection(
-            lambda: Connection(self), parts.hostname or "", port, ssl=secure
+            lambda: Connection(self, timing=self._spec.timing),
+            parts.hostname or "",
+            port,
+            ssl=secure,
         )
         self._connections.add(connection)
         self._idle.append(connection)

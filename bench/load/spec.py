@@ -21,7 +21,8 @@ BUSY, LATE_S = 0.9, 0.001
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
     """Seconds throughout. Requests in the first `warmup_s` are sent and not counted. `arrivals`:
-    "poisson" or "constant", for a rate."""
+    "poisson" or "constant", for a rate. `timing`: ask Penstock with each request how many rows the
+    device executed together."""
 
     url: str
     method: str = "POST"
@@ -33,6 +34,7 @@ class LoadSpec:
     seconds: float = 10.0
     warmup_s: float = 0.0
     timeout_s: float = 30.0
+    timing: bool = False
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -71,7 +73,8 @@ class LoadReport:
     answered with 2xx and, at the time that was given up, those never answered; from the intended
     time in an open loop. `refused`: attempts to open a connection
     anew that failed. `late`: how long after its intended time the generator got to a request,
-    which is its own fault. `backlog`: the most requests that waited for a free connection."""
+    which is its own fault. `backlog`: the most requests that waited for a free connection. `timed`
+    answers told their batch; each is 1/rows of one, and `batches` is the sum of that."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -82,6 +85,8 @@ class LoadReport:
     reconnects: int = 0
     refused: int = 0
     backlog: int = 0
+    timed: int = 0
+    batches: float = 0.0
     cpu_share: float = 0.0
     latency: Histogram = field(default_factory=Histogram)
     late: Histogram = field(default_factory=Histogram)
@@ -90,6 +95,11 @@ class LoadReport:
     def rate(self) -> float:
         """Good answers a second."""
         return self.ok / self.seconds if self.seconds else 0.0
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Rows executed together, if the answers told and each request had one row."""
+        return self.timed / self.batches if self.batches else None
 
     @property
     def failed(self) -> int:
@@ -109,7 +119,16 @@ class LoadReport:
     def add(self, other: LoadReport) -> None:
         """Another process's part of the same load."""
         self.seconds = max(self.seconds, other.seconds)
-        for name in ("sent", "ok", "received", "reconnects", "refused", "backlog"):
+        for name in (
+            "sent",
+            "ok",
+            "received",
+            "reconnects",
+            "refused",
+            "backlog",
+            "timed",
+            "batches",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, its in ((self.statuses, other.statuses), (self.errors, other.errors)):
             for key, count in its.items():

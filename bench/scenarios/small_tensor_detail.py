@@ -5,16 +5,11 @@ The gateway that was measured beside the rivals goes on; only the one with more 
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
-import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +28,7 @@ from bench.series import MeasureFailed
 from bench.serving import ServerFailed
 from bench.tables import number
 
+OURS = "penstock"
 CONNECTIONS = 64
 LOADS = (0.3, 0.6, 0.9)
 WORKERS = 4
@@ -127,66 +123,34 @@ def _workers(options: Options, ours: Contender, body: bytes) -> dict[str, Any]:
     for column in ("workers", "good answers/s", "mean batch"):
         table.add_column(column, justify="right")
     for workers, figures in found.items():
-        table.add_row(workers, number(figures["goodput"]), number(figures["mean_batch"]))
+        table.add_row(
+            workers, number(figures["goodput"]), number(figures["mean_batch"] or float("nan"))
+        )
     options.console.print(table)
     return found
 
 
 def _saturated(
     options: Options, contender: Contender, body: bytes, seconds: int
-) -> dict[str, float]:
-    """Good answers a second, and the mean of the rows that the device executed together."""
-    load = Generator()
+) -> dict[str, float | None]:
+    """Good answers a second, and the mean of the rows that the device executed together, which a
+    second load asks for: the answers that tell it are longer."""
     with options.console.status(f"{contender.name} at saturation ..."):
-        load.burst(contender.url, body, JSON, connections=CONNECTIONS, seconds=1)
-        watch = _BatchWatch(contender.url, body)
-        watch.start()
-        try:
-            burst = load.burst(contender.url, body, JSON, connections=CONNECTIONS, seconds=seconds)
-        finally:
-            watch.stop()
-    return {"goodput": burst.rate, "mean_batch": watch.mean()}
-
-
-class _BatchWatch(threading.Thread):
-    """Asks now and then, beside the load, how large the batch was that answered.
-
-    A large batch is met more often than a small one, in proportion to its rows: the harmonic mean
-    of what is met is the mean of what was executed.
-    """
-
-    EVERY_S = 0.01
-
-    def __init__(self, url: str, body: bytes) -> None:
-        super().__init__(name="batch-watch", daemon=True)
-        self._url, self._body = urlsplit(url), body
-        self._over = threading.Event()
-        self._met: list[int] = []
-
-    def run(self) -> None:
-        asked = http.client.HTTPConnection(self._url.netloc, timeout=10)
-        try:
-            while not self._over.wait(self.EVERY_S):
-                asked.request("POST", self._url.path, self._body, {**JSON, "x-timing": "1"})
-                reply = asked.getresponse()
-                reply.read()
-                said = re.search(r'batch;desc="(\d+)"', reply.headers.get("server-timing", ""))
-                if said is not None:
-                    self._met.append(int(said[1]))
-        except OSError:
-            pass  # `mean` says that too little was seen
-        finally:
-            asked.close()
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
-
-    def mean(self) -> float:
-        """Raises MeasureFailed."""
-        if not self._met:
-            raise MeasureFailed("no answer told its batch")
-        return statistics.harmonic_mean(self._met)
+        load = Generator()
+        if contender.name != OURS:  # which has been busy all the time
+            load.burst(contender.url, body, JSON, connections=CONNECTIONS, seconds=1)
+        burst = load.burst(contender.url, body, JSON, connections=CONNECTIONS, seconds=seconds)
+        asking = LoadSpec(
+            url=contender.url,
+            headers=JSON,
+            body=body,
+            connections=CONNECTIONS,
+            seconds=seconds / 2,
+            warmup_s=0.2,
+            timing=True,
+        )
+        report = generator.run(asking)
+    return {"goodput": burst.rate, "mean_batch": report.mean_batch}
 
 
 # ---------------------------------------------------------------------------------------- images

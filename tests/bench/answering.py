@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import cycle
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """`/status/N` answers N; `/close` answers and closes; `/drop` closes without an answer; `/slow`
-    answers after a tenth of a second; `/never` does not; anything else answers 200."""
+    answers after a tenth of a second; `/never` does not; `/timed` tells batches of 2 and 6; anything
+    else answers 200."""
+    batches = cycle((2, 6))
     try:
         while line := await reader.readline():
             path = line.split()[1].decode()
@@ -26,6 +29,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await asyncio.sleep(0.1)
             status = int(path.split("/")[2]) if path.startswith("/status/") else 200
             more = b"connection: close\r\n" if path == "/close" else b""
+            if path == "/timed":
+                more = b'server-timing: queue;dur=0.1, batch;desc="%d"\r\n' % next(batches)
             writer.write(b"HTTP/1.1 %d X\r\n%scontent-length: 2\r\n\r\nok" % (status, more))
             if path == "/close":
                 break

@@ -110,6 +110,14 @@ async def test_an_impossible_rate_ends_in_time_and_names_the_generator(base):
     assert report.statuses  # answers were read although requests were always due
 
 
+async def test_batches_are_counted_and_not_the_requests_that_met_them(base):
+    report = await load(f"{base}/timed", connections=1, rate=400, timing=True)
+    assert report.timed == report.ok == report.sent
+    # As many answers of batches of 2 as of 6: three times as many of the batches were of 2.
+    assert report.mean_batch == pytest.approx(3, rel=0.05)
+    assert (await load(f"{base}/timed", connections=1)).mean_batch is None
+
+
 async def test_nothing_is_left_behind(base):
     await load(f"{base}/slow", rate=50)
     await asyncio.sleep(0)
