@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -32,6 +33,8 @@ keys of FILE (also PENSTOCK_REPLICA_<KEY> in the environment, or --set key=value
 # A thread that wants the interpreter waits at most this long for one that does not let go of it by
 # itself: a reload's Python must not hold up a batch for the default of 5 ms.
 SWITCH_S = 0.0005
+# As glibc's malloc.h has it.
+_M_ARENA_MAX = -8
 # For threads that are done to end.
 END_S = 2.0
 
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(config: ReplicaConfig, address: str) -> int:
     sys.setswitchinterval(SWITCH_S)
+    _share_arenas()
     with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
         replica = runner.run(_serve(config, address))
     replica.join(END_S)
@@ -94,6 +98,14 @@ async def _first(*events: asyncio.Event) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+
+
+def _share_arenas() -> None:
+    """Each load has a thread of its own; with glibc's default, each may leave its version's memory
+    in an arena of its own: a replica grew by half within 60 reloads, and does not with two."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library, which has no such arenas
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _keep_for_good() -> None:
