@@ -9,8 +9,8 @@ from itertools import cycle
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """`/status/N` answers N; `/close` answers and closes; `/drop` closes without an answer; `/slow`
-    answers after a tenth of a second; `/never` does not; `/timed` tells batches of 2 and 6; anything
-    else answers 200."""
+    answers after a tenth of a second, `/never` does not; `/timed` tells batches of 2 and 6. Others
+    are answered 200."""
     batches = cycle((2, 6))
     try:
         while line := await reader.readline():
