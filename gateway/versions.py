@@ -177,7 +177,7 @@ class Versions:
             self._own(self._tell(model, order))
 
     async def _tell(self, model: str, order: Order) -> None:
-        arguments = {"version": order.version}
+        arguments: Json = {"version": order.version}
         if order.op == "refuse":
             arguments["reason"] = order.reason
         link = self._links.get(order.replica)
