@@ -1,6 +1,6 @@
 """The second lane: what is not inference, as an aiohttp application.
 
-Owns the public listener's pages: dashboard, health, metrics, status. It answers for the whole
+Owns the public listener's pages: dashboard, metrics, status. It answers for the whole
 gateway, whichever worker is asked, by asking the supervisor; it never touches an inference request.
 """
 
@@ -24,16 +24,7 @@ class Whole(Protocol):
     async def metrics(self) -> str: ...
 
 
-def make_app(*, ready: Callable[[], tuple[bool, dict[str, Any]]], whole: Whole) -> web.Application:
-    """`ready()`: whether every model can be served now, and the reasons where not."""
-
-    async def healthz(request: web.Request) -> web.Response:
-        return _json({"status": "alive"})
-
-    async def readyz(request: web.Request) -> web.Response:
-        good, detail = ready()
-        return _json({"status": "ready" if good else "not ready", **detail}, 200 if good else 503)
-
+def make_app(whole: Whole) -> web.Application:
     async def status(request: web.Request) -> web.Response:
         return _json(await whole.status())
 
@@ -45,8 +36,6 @@ def make_app(*, ready: Callable[[], tuple[bool, dict[str, Any]]], whole: Whole) 
         return web.FileResponse(STATIC / "index.html")
 
     app = web.Application(middlewares=[_errors_as_json])
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
     app.router.add_get("/status.json", status)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/", dashboard)

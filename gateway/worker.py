@@ -23,6 +23,7 @@ from aiohttp import web
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
 from gateway.fleet import Fleet
+from gateway.health import HealthSurface
 from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
@@ -109,7 +110,7 @@ class Worker:
             switch=whole.switch,
             rng=random.Random(),
         )
-        app = make_app(ready=fleet.readiness, whole=whole)
+        app = make_app(whole)
         pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await pages.setup()
         assert pages.server is not None
@@ -120,6 +121,7 @@ class Worker:
             origins=config.server.origins or (),
         )
 
+        health = HealthSurface(fleet.readiness)
         relay = fleet.http.surface
 
         def resolve(method: str, path: str) -> Handler | None:
@@ -128,6 +130,7 @@ class Worker:
                 relay.resolve(method, path)
                 or surface.resolve(method, path)
                 or sockets.resolve(method, path)
+                or health.resolve(method, path)
             )
 
         lane = Lane(resolve, pages.server, _limits(config))

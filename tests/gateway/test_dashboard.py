@@ -69,7 +69,7 @@ class Growing:
 
 @contextlib.asynccontextmanager
 async def served(whole):
-    runner = web.AppRunner(make_app(ready=lambda: (True, {}), whole=whole), access_log=None)
+    runner = web.AppRunner(make_app(whole), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
