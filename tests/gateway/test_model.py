@@ -435,7 +435,7 @@ async def test_a_request_that_has_ended_leaves_nothing_for_the_collector(tmp_pat
             for number in range(40):
                 client.ask(number)
             await client.all(40)
-            left = [one for one in gc.get_objects() if isinstance(one, TensorRequest)]
+            left = [one for one in gc.get_objects() if type(one) is TensorRequest]
         finally:
             gc.enable()
         assert not left
