@@ -184,6 +184,7 @@ class Fleet:
     def __init__(self, names):
         self.rolling, self.now, self.newest = Rolling(), 0.0, 1
         self.views = {name: view("") for name in names}
+        self.swaps = {}  # when each was told to swap
         self.tell_all()
 
     def tell_all(self):
@@ -202,10 +203,14 @@ class Fleet:
             self.views[order.replica] = view(said.version, refused=refused)
         elif said is not None and said.reload_to == order.version:
             others = [v for n, v in self.views.items() if n != order.replica and v is not None]
-            assert not any(other.reload == "swap" for other in others), "two swap at a time"
-            tried = [v for v in others if v.reload == "probation"]
-            proven = order.version in self.rolling._proven
-            assert proven or not tried, "an unproven version beside a probation"
+            swapping = [n for n, v in self.views.items() if v is not None and v.reload == "swap"]
+            # One that hangs in its swap holds up the others only so long.
+            fresh = [n for n in swapping if self.now - self.swaps[n] < PATIENCE_S]
+            assert not fresh, "two swap at a time"
+            self.swaps[order.replica] = self.now
+            proven = self.rolling._proven
+            tried = [v for v in others if v.reload == "probation" and v.version not in proven]
+            assert order.version in proven or not tried, "two unproven versions are tried at a time"
             self.views[order.replica] = view(
                 said.version, "swap", order.version, refused=said.refused
             )
