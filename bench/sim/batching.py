@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import Goal, Record
-from bench.sim.batch_contest import FULL, OURS, QUICK, Match, half_width, mean, play
+from bench.sim.batch_contest import (
+    FULL,
+    OURS,
+    QUICK,
+    QUICK_WARM,
+    WARM,
+    Match,
+    half_width,
+    mean,
+    play,
+)
 from bench.sim.batch_workload import Cell
 
 _LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.1)
@@ -40,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if args.plots is not None:
         from bench.sim.batch_plots import draw  # before the work: it may not be installed
     requests, tune, count = (4_000, 2_500, 3) if args.quick else (20_000, 5_000, 4)
+    warm = QUICK_WARM if args.quick else WARM
     loads = args.load or (_QUICK_LOADS if args.quick else _LOADS)
     cells = [c for c in (QUICK if args.quick else FULL) if not args.cell or c.name in args.cell]
     if not cells:
@@ -48,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     matches: list[Match] = []
     seeds = range(args.seed, args.seed + count)
     for cell in cells:
-        played = [play(cell, load, requests, seeds, tune=tune) for load in loads]
+        played = [play(cell, load, requests, seeds, tune=tune, warm=warm) for load in loads]
         matches += played
         print(table(cell, played), flush=True)
     record = summary(matches, args.seed)

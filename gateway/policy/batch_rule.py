@@ -13,6 +13,7 @@ knows no queue of its own and no clock. Two rules, both tested against oracles i
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from copy import copy
 from itertools import accumulate
 from math import ceil, inf, sqrt
 from typing import Any
@@ -36,29 +37,47 @@ class Targets:
     per second; 0 while the curve is unknown.
     """
 
-    __slots__ = ("_best", "_limit", "_seconds", "_unit", "_value", "drain", "hold")
+    __slots__ = (
+        "_best", "_curve", "_hopeful", "_limit", "_safety", "_seconds", "_unit", "_value", "_worth",
+        "drain", "hold",
+    )  # fmt: skip
 
     def __init__(
         self, curve: ServiceCurve, rate: float, slots: int, slo: float | None, limit: int
     ) -> None:
-        self._limit = limit
+        self._curve, self._limit = curve, limit
         self._unit = unit = -(-limit // _GRID)
-        safety = 1.0 + curve.deviation * (_SAFETY_ONE if slots == 1 else _SAFETY)
-        self._seconds = seconds = [safety * mean for mean in curve.means(unit, -(-limit // unit))]
-        points = len(seconds) - 1
-        known = curve.known
-        speed = max(unit * i / max(seconds[i], 1e-9) for i in range(1, points + 1))
-        self.drain = slots * speed if known else 0.0
-        worth = _worth(seconds, unit, rate, slots, slo) if known and slo is not None else 0.0
-        self._value = value = [unit * i - worth * seconds[i] for i in range(points + 1)]
+        self._safety = 1.0 + curve.deviation * (_SAFETY_ONE if slots == 1 else _SAFETY)
+        means = curve.means(unit, -(-limit // unit))
+        self._seconds = seconds = [self._safety * mean for mean in means]
+        self._hopeful: Targets | None = None
+        self._worth, self.drain, self.hold = 0.0, 0.0, 1
+        if curve.known:
+            points = range(1, len(seconds))
+            self.drain = slots * max(unit * i / max(seconds[i], 1e-9) for i in points)
+            if slo is not None:
+                self._worth = _worth(seconds, unit, rate, slots, slo)
+                if slots > 1 and rate > 0.0:
+                    self.hold = min(_hold(seconds, unit, rate, slots, slo), limit)
+        self._judge(seconds)
+
+    def hopeful(self) -> Targets:
+        """The same, but for judging sizes that nobody has tried as well as they may turn out.
+        When a batch ends is foreseen no differently."""
+        if self._hopeful is None:
+            other = self._hopeful = copy(self)
+            hopes = self._curve.hopes(self._unit, len(self._seconds) - 1)
+            other._judge([self._safety * hope for hope in hopes])
+        return self._hopeful
+
+    def _judge(self, seconds: list[float]) -> None:
+        """Find what each size is worth, and the best one up to each."""
+        self._value = value = [self._unit * i - self._worth * t for i, t in enumerate(seconds)]
         best, self._best = 1, [0]
-        for i in range(1, points + 1):
+        for i in range(1, len(value)):
             if value[i] >= value[best]:
                 best = i
             self._best.append(best)
-        self.hold = 1
-        if known and slo is not None and slots > 1 and rate > 0.0:
-            self.hold = min(_hold(seconds, unit, rate, slots, slo), limit)
 
     def seconds(self, size: int) -> float:
         """Expected time of a batch of this size."""

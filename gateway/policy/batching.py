@@ -27,6 +27,7 @@ _TIMER_SHARE = 0.05  # …but no more than this part of the usual deadline
 _ARRIVALS = 3.0  # within the time of so many, one comes
 _REFRESH = 0.03  # relative change of the load, and share of the deadline, that renew the targets
 _KEPT = 64  # curves whose targets are kept
+_TRY = 8  # one batch in so many may try a size that nobody has tried
 _RETRY = 8  # a probe of what seems hopeless may take one part in so many of a slot's time…
 _PROBE_S = 0.25  # …but comes at least this often
 _ALIKE_WEIGHT = 1.0 / 64.0
@@ -60,6 +61,7 @@ class Batcher(Generic[T]):
         self._displaced: list[T] = []
         self._last_key: Hashable = None
         self._alike = 1.0  # how often an item has the key of the one before
+        self._batches = 0
         self._last_end = 0.0  # when the batch sent last should end
         self._last_probe = -inf
         self._drain = 0.0  # the most that the slots can do, per second; 0 while unknown
@@ -149,6 +151,8 @@ class Batcher(Generic[T]):
             if until > now:
                 wake = min(until, self._expiry() or inf)
                 return Plan([], "hold" if ahead <= self._lead else "busy", dropped, wake)
+            if self._batches % _TRY == _TRY - 1:
+                targets = targets.hopeful()
             late, count = cut(lane, begin, targets, self._limit)
             probe = not count and self._probe(lane, targets, now)
             if probe:
@@ -160,6 +164,7 @@ class Batcher(Generic[T]):
                 waiting = self._size
                 batch, reason = self._close(lane, late, count, targets, begin)
                 sent = waiting - self._size
+                self._batches += 1
                 self._last_end = begin + targets.seconds(sent)
                 self.departures.observe(now, sent)
                 return Plan(batch, "probe" if probe else reason, dropped, self._expiry())

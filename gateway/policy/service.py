@@ -14,6 +14,8 @@ from itertools import pairwise
 from math import sqrt
 from operator import mul
 
+Corners = list[tuple[float, float]]  # (size, seconds), sizes rising
+
 _MEMORY = 32  # observations of a size that its mean stands on
 _SHORTEST = 1e-6  # seconds; the wire counts in microseconds, and nothing takes none
 _UPPER = 1.645  # standard deviations: the 95th percentile
@@ -21,8 +23,6 @@ _NOISE_MEMORY = 128  # observations that the noise stands on
 _RECENT = 5  # last observations of a size; their lower median tells a stall from a change
 _STALE = 512.0  # observations elsewhere after which a size's own weigh half
 _FORGOTTEN = 0.25  # weight below which a size counts as never seen, and is tried again
-_STAIRS = 0.2  # share of flat steps from which the curve is taken for a staircase
-_REACH = 0.25  # of the largest size seen: how far beyond it is within a try
 _LEAN_MOST = 8.0  # observations that the line through all sizes may count as
 _FIXED = 16.0  # rows that take as long as the launch of a batch, until observations say better
 _LEAN = 0.02  # what that counts: sizes that differ by a seventh of their mean outweigh it
@@ -43,11 +43,9 @@ class ServiceCurve:
         self._knots: dict[int, _Knot] = {}
         self._count = 0
         self._rebuilt = 0  # the count at that time
-        self._steps = 0.5  # how often a new size took no longer than the next smaller one
-        self._corners: list[tuple[float, float]] = []  # (size, seconds), as observed
+        self._corners: Corners = [(1.0, 0.0)]  # the curve is straight between them
         self._noise = 0.0  # relative variance of the observations of one size
-        self._points: list[tuple[float, float]] = [(1.0, 0.0)]  # what is believed, straight between
-        self._slope = 0.0  # beyond the last
+        self._slope = 0.0  # beyond the last corner
         self._table: list[float] = [0.0]
 
     @property
@@ -73,35 +71,43 @@ class ServiceCurve:
             return self._table[: count + 1]
         return [0.0] + [self.mean(step * i) for i in range(1, count + 1)]
 
+    def hopes(self, step: int, count: int) -> list[float]:
+        """As `means`, but up to halfway between two sizes that were tried, and somewhat beyond the
+        last, they are taken to end as early as the smaller one. For judging which size is worth a
+        try: what looks better than it is will then be known, and each try halves a gap."""
+        corners: Corners = []
+        for i, (size, mean) in enumerate(self._corners):
+            corners.append((size, mean))
+            last = i + 1 == len(self._corners)
+            gap = 2.0 + size if last else self._corners[i + 1][0] - size
+            if gap > 1.0:
+                corners.append((size + gap / 2.0, mean))
+        return self._tabulate(corners, step * count)[::step]
+
     def observe(self, size: int, seconds: float) -> None:
         """A batch of `size` took `seconds`. Both are a replica's word: nonsense is brought into
         range, not raised at whoever passes it on."""
         size, seconds = max(size, 1), max(seconds, _SHORTEST)
         self._count += 1
         knot = self._knots.get(place := _place(size))
+        new = knot is None
         if knot is None:
             knot = self._knots[place] = _Knot()
-            self._learn_shape(size, seconds)
         expected = self.mean(size)
         if knot.weight >= _RECENT:
             surprise = min(abs(seconds / knot.mean - 1.0), 0.5)  # a stall is no noise
             self._noise += (surprise * surprise - self._noise) / min(self._count, _NOISE_MEMORY)
         knot.observe(size, seconds, self._count)
         since = self._count - self._rebuilt
-        if since >= _SPACING or (
-            since >= min(self._count // _SOON, _SOON)
-            and abs(knot.mean - expected) > (_DRIFT + sqrt(self._noise)) * expected
+        if (
+            new
+            or since >= _SPACING
+            or (
+                since >= min(self._count // _SOON, _SOON)
+                and abs(knot.mean - expected) > (_DRIFT + sqrt(self._noise)) * expected
+            )
         ):
             self._rebuild()
-
-    def _learn_shape(self, size: int, seconds: float) -> None:
-        """A size between two known ones was tried: was it as low as the one below, or between?"""
-        i = bisect_left(self._corners, (size,))
-        if 0 < i < len(self._corners):
-            (below, low), (above, high) = self._corners[i - 1 : i + 1]
-            between = low + (high - low) * (size - below) / (above - below)
-            flat = abs(seconds - low) < abs(seconds - between)
-            self._steps += (flat - self._steps) / 8.0
 
     def _rebuild(self) -> None:
         self.changes += 1
@@ -124,33 +130,31 @@ class ServiceCurve:
             for weight, mean, fit in zip(weights, means, line, strict=True)
         ]
         self._corners = list(zip(sizes, isotonic(leaning, weights), strict=True))
-        self._points = _hopeful(self._corners) if self._steps > _STAIRS else self._corners
-        self._table = self._tabulate(min(2 * int(sizes[-1]) + 32, _TABLE))
+        self._table = self._tabulate(self._corners, min(2 * int(sizes[-1]) + 32, _TABLE))
 
-    def _tabulate(self, reach: int) -> list[float]:
-        """`_interpolate` at 0 … reach, piece by piece."""
-        points = self._points
-        first = int(points[0][0])
+    def _tabulate(self, corners: Corners, reach: int) -> list[float]:
+        """The curve at 0 … reach, piece by piece."""
+        first = int(corners[0][0])
         table = [0.0] + [self._interpolate(size) for size in range(1, min(first, reach) + 1)]
-        for (size, mean), (end, above) in pairwise(points):
+        for (size, mean), (end, above) in pairwise(corners):
             rise = (above - mean) / (end - size)
             base = mean - rise * size
             table += [base + rise * x for x in range(len(table), min(int(end), reach) + 1)]
-        size, mean = points[-1]
+        size, mean = corners[-1]
         base = mean - self._slope * size
         table += [base + self._slope * x for x in range(len(table), reach + 1)]
         return table
 
     def _interpolate(self, size: float) -> float:
-        points = self._points
-        i = bisect_left(points, (size,))
-        if i == len(points):
-            last, mean = points[-1]
+        corners = self._corners
+        i = bisect_left(corners, (size,))
+        if i == len(corners):
+            last, mean = corners[-1]
             return mean + (size - last) * self._slope
-        end, above = points[i]
+        end, above = corners[i]
         if i == 0:
             return max(above - (end - size) * self._slope, above * size / end)
-        start, mean = points[i - 1]
+        start, mean = corners[i - 1]
         return mean + (size - start) / (end - start) * (above - mean)
 
 
@@ -204,18 +208,6 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
             total, length = total + w, length + n
         blocks.append((mean, total, length))
     return [mean for mean, _, length in blocks for _ in range(length)]
-
-
-def _hopeful(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Halfway to the next size that was seen, and somewhat beyond the last, a stair may go on at
-    its height: what nobody has tried is worth one try, which then tells."""
-    points = []
-    for i, (size, mean) in enumerate(corners):
-        points.append((size, mean))
-        gap = corners[i + 1][0] - size if i + 1 < len(corners) else 2.0 + size * _REACH
-        if gap > 1.0:
-            points.append((size + gap / 2.0, mean))
-    return points
 
 
 def _line(

@@ -58,11 +58,15 @@ def test_a_staircase_is_learned_with_its_edges():
         assert curve.mean(edge + 1) == pytest.approx(stairs(edge + 1), rel=0.02)
 
 
-def test_a_staircase_makes_untried_sizes_look_worth_a_try():
-    curve = taught(stairs, [20, 24, 28, 30, 33, 40, 48] * 3)
-    # Sizes up to halfway to the next one seen may still stand on the same stair.
-    assert curve.mean(31) == pytest.approx(curve.mean(30), rel=0.01)
-    assert curve.mean(52) == pytest.approx(curve.mean(48), rel=0.01)
+def test_sizes_that_nobody_tried_are_hoped_to_be_cheap_but_not_believed_to_be():
+    curve = taught(stairs, [20, 24, 40, 48] * 3)
+    means, hopes = curve.means(1, 100), curve.hopes(1, 100)
+    assert hopes[32] == pytest.approx(stairs(24)) and means[32] > 1.1 * stairs(24)
+    assert hopes[40] == pytest.approx(means[40])  # tried
+    assert hopes[70] == pytest.approx(stairs(48)) and means[70] > 1.1 * stairs(48)
+    assert all(hope <= mean + 1e-12 for hope, mean in zip(hopes, means, strict=True))
+    assert all(a <= b + 1e-12 for a, b in pairwise(hopes))
+    assert curve.hopes(2, 50) == pytest.approx(hopes[::2])
 
 
 def test_noise_is_averaged_and_tells_the_upper_quantile():
