@@ -44,8 +44,8 @@ def build(
 
 
 def limit_threads(config: ReplicaConfig) -> None:
-    """For the calling thread: OpenMP keeps the number by thread, whatever torch says it is. One that
-    was not told runs every small product on all cores, ten times slower."""
+    """For the calling thread: OpenMP keeps the number by thread, whatever torch says it is. One
+    that was not told runs every small product on all cores, ten times slower."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
