@@ -27,7 +27,8 @@ _UTILISATION = 0.93  # of the slots, that holding aims at
 # all batches close to their deadlines, a single one only some.
 _SAFETY, _SAFETY_ONE = 1.0, 0.5
 _WEIGHED = 32  # ways of giving up first items that are compared
-_FLUCTUATION = 1.5  # standard deviations of the arrivals during one batch
+_FLUCTUATION = 1.5  # standard deviations of the arrivals during one batch that slots must bear
+_DOUBT = 1.0  # standard deviations by which fewer may come to fill a batch
 
 
 class Targets:
@@ -173,7 +174,7 @@ def _hold(seconds: list[float], unit: int, rate: float, slots: int, slo: float) 
     best, fastest, reached = 1, 0.0, 1
     for i in range(1, len(seconds)):
         size, time = unit * i, max(seconds[i], 1e-9)
-        if (size - 1) / rate + time > slo:
+        if size + _DOUBT * sqrt(size) > 1 + rate * (slo - time):
             continue  # the first item would not last until the batch is full
         expected = rate * time
         if slots * size >= expected / _UTILISATION + _FLUCTUATION * sqrt(expected):
