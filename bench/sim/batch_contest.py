@@ -21,7 +21,7 @@ from bench.sim.batch_world import Outcome, Rule, World
 OURS = "penstock"
 _LEARN = (OURS, "bentoml", "clipper")
 # Deadlines. Rules that learn have so long to do it; the others were tuned on traces of their own.
-WARM, QUICK_WARM = 60.0, 30.0
+WARM, QUICK_WARM = 100.0, 30.0
 _RUN_IN = 5.0  # deadlines; what comes before is not counted for the others either
 _TUNING = 7_919  # added to the seed of the tuning trace
 

@@ -72,17 +72,9 @@ class ServiceCurve:
         return [0.0] + [self.mean(step * i) for i in range(1, count + 1)]
 
     def hopes(self, step: int, count: int) -> list[float]:
-        """As `means`, but up to halfway between two sizes that were tried, and somewhat beyond the
-        last, they are taken to end as early as the smaller one. For judging which size is worth a
-        try: what looks better than it is will then be known, and each try halves a gap."""
-        corners: Corners = []
-        for i, (size, mean) in enumerate(self._corners):
-            corners.append((size, mean))
-            last = i + 1 == len(self._corners)
-            gap = 2.0 + size if last else self._corners[i + 1][0] - size
-            if gap > 1.0:
-                corners.append((size + gap / 2.0, mean))
-        return self._tabulate(corners, step * count)[::step]
+        """As `means`, but sizes that nobody has tried may take as little as those that were tried
+        allow. For judging which size is worth a try, not when it will end."""
+        return self._tabulate(_hopeful(self._corners), step * count)[::step]
 
     def observe(self, size: int, seconds: float) -> None:
         """A batch of `size` took `seconds`. Both are a replica's word: nonsense is brought into
@@ -208,6 +200,23 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
             total, length = total + w, length + n
         blocks.append((mean, total, length))
     return [mean for mean, _, length in blocks for _ in range(length)]
+
+
+def _hopeful(known: Corners) -> Corners:
+    """On a staircase, a step may reach halfway to the next size that was tried, and somewhat beyond
+    the last; each try halves what is left. On a convex curve, the slope that follows a size may
+    have begun before it; each try goes one further down."""
+    corners: Corners = []
+    for i, (size, mean) in enumerate(known):
+        corners.append((size, mean))
+        gap = known[i + 1][0] - size if i + 1 < len(known) else 2.0 + size
+        if gap > 1.0:
+            corners.append((size + gap / 2.0, mean))
+        if gap > 2.0 and i + 2 < len(known):
+            (end, high), (after, above) = known[i + 1 : i + 3]
+            before = high - (above - high) / (after - end)
+            corners.append((end - 1.0, min(max(before, mean), high - (high - mean) / gap)))
+    return corners
 
 
 def _line(

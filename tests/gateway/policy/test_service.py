@@ -69,6 +69,12 @@ def test_sizes_that_nobody_tried_are_hoped_to_be_cheap_but_not_believed_to_be():
     assert curve.hopes(2, 50) == pytest.approx(hopes[::2])
 
 
+def test_below_a_tried_size_the_slope_above_it_is_hoped_to_have_begun():
+    curve = taught(lambda size: 0.006 + 0.0002 * max(size - 32, 0), [1, 20, 40, 41, 42] * 20)
+    assert curve.mean(39) == pytest.approx(0.00752, rel=0.01)  # on the line from 20 to 40
+    assert curve.hopes(1, 60)[39] == pytest.approx(0.0074, rel=0.002)  # what it really takes
+
+
 def test_noise_is_averaged_and_tells_the_upper_quantile():
     rng = random.Random(3)
     sizes = [rng.randint(1, 64) for _ in range(4000)]
