@@ -6,7 +6,7 @@ one of these at the boundary where they arise. `status` and `code` are public co
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class GatewayError(Exception):
@@ -25,6 +25,13 @@ class GatewayError(Exception):
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.retry_after = message, param, retry_after
+
+    def detached(self) -> Self:
+        """The same without where it was raised. An error that outlives its `except` block holds the
+        frames of its traceback, they hold the request's body and the error: a cycle as large as
+        the body, which only a collection would end."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 # --------------------------------------------------------------------------- the client must act

@@ -247,7 +247,7 @@ def _timing(answer: Answer) -> bytes:
 
 def translated(raised: Exception) -> GatewayError:
     if isinstance(raised, GatewayError):
-        return raised
+        return raised.detached()
     log.error("an infer call failed inside the gateway", exc_info=raised)
     return GatewayError("the gateway failed on this request")
 

@@ -87,7 +87,7 @@ class OipSurface:
         try:
             view = self._directory.model(place.model) if place.model else None
         except GatewayError as error:
-            return _Refusal(error)
+            return _Refusal(error.detached())
         if route is None:
             allow = ", ".join(sorted(place.routes))
             return _Refusal(MethodNotAllowed(f"{path} takes {allow}, not {method}", allow=allow))
