@@ -18,7 +18,7 @@ from typing import Any
 from backends.wire import Fault, Frame, Kind, WireError
 from gateway.batch import error_of, gather, split
 from gateway.config import CanaryConfig
-from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, TooLarge
+from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, Shed, TooLarge
 from gateway.measures import Measures
 from gateway.policy.batching import Batcher, Refusal
 from gateway.policy.breaker import Outcome, Permit, State, usable
@@ -197,11 +197,11 @@ class Dispatcher:
                 free=free,
                 slots=slots,
                 curve=replica.curve(None),
-                ahead=replica.ahead_s,
+                ahead=replica.ahead_s(now),
                 accept=self._runs(replica) if self._mixed or self._seating.used else None,
             )
             for request in plan.dropped:
-                self._finish(request, DeadlineExceeded(LATE))
+                self._finish(request, self._given_up(request, now))
             if plan.batch:
                 self._send(plan.batch, plan.reason, replica, panic, now)
                 return None
@@ -214,6 +214,15 @@ class Dispatcher:
             probes = [at for r in self._serving if (at := r.breaker.next_probe(now)) is not None]
             wake = min([wake, *probes])
         return wake
+
+    def _given_up(self, request: TensorRequest, now: float) -> GatewayError:
+        """Why the queue gave it up: its time is over, or others fill what is left of it."""
+        if request.deadline <= now:
+            return DeadlineExceeded(LATE)
+        return Shed(
+            "overloaded: the request could not be answered by its deadline",
+            retry_after=self.queue.drained_in(now),
+        )
 
     def _send(
         self,
@@ -228,9 +237,9 @@ class Dispatcher:
         rows = sum([request.rows for request in batch])
         cost = self.queue.knobs.cost
         size = rows if cost is None else sum(map(cost, batch))
-        lease = replica.load.take(size, now)
         takes_s = replica.curve(batch[0].version).mean(size)
-        replica.ahead_s += takes_s
+        replica.began(takes_s, now)
+        lease = replica.load.take(size, now)
         self._router.sent(lease, NO_KEY, now)
         flight = Flight(batch, replica, lease, permit, now, size / rows, takes_s)
         self._budget.request(now)
@@ -310,7 +319,7 @@ class Dispatcher:
     def _give_back(self, flight: Flight, outcome: Outcome, now: float) -> None:
         replica = flight.replica
         flight.lease.release(now)
-        replica.ahead_s = max(0.0, replica.ahead_s - flight.takes_s)
+        replica.ended(flight.takes_s, now)
         if flight.permit.record(now, outcome) is State.CLOSED:
             replica.load.restart(now)  # it has recovered: slow start
         self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)

@@ -53,8 +53,8 @@ class NativeReplica:
         self.status = _NOT_CONNECTED
         self.signature: Signature | None = None
         self.curves: dict[str, ServiceCurve] = {}
-        # Predicted seconds of the batches that it has; the dispatcher's.
-        self.ahead_s = 0.0
+        # When the batches that it has should be done, and how long they take in all.
+        self._free_at = self._takes_s = 0.0
         self._gateway, self._on_change, self._rng = gateway, on_change, rng
         self._link: Link | None = None
         self._lost = asyncio.Event()
@@ -118,6 +118,22 @@ class NativeReplica:
     def execute(self, meta: Any, data: Any, on_answer: OnAnswer) -> int:
         assert self._link is not None
         return self._link.send(Kind.EXECUTE, meta, data, on_answer=on_answer)
+
+    def ahead_s(self, now: float) -> float:
+        """Predicted seconds until what it has is done; 0 when that is overdue."""
+        return max(0.0, self._free_at - now) if self.load.in_flight else 0.0
+
+    def began(self, takes_s: float, now: float) -> None:
+        """It was given a batch that takes so long."""
+        if not self.load.in_flight:
+            self._takes_s = 0.0
+        self._takes_s += takes_s
+        self._free_at = max(self._free_at, now) + takes_s
+
+    def ended(self, takes_s: float, now: float) -> None:
+        """A batch of so many predicted seconds has landed, and the next one begins now."""
+        self._takes_s = max(0.0, self._takes_s - takes_s)
+        self._free_at = now + self._takes_s
 
     def cancel(self, id: int) -> None:
         if self._link is not None:

@@ -53,7 +53,7 @@ class Batcher(Generic[T]):
         self.arrivals = ArrivalRate(fast, 12.0 * fast)
         self.departures = ArrivalRate()
         self._limit = knobs.max_cost or knobs.max_batch_size
-        self._lead = 0.0 if slo is None else min(_TIMER_S, slo * _TIMER_SHARE)
+        self._lead = _TIMER_S if slo is None else min(_TIMER_S, slo * _TIMER_SHARE)
         self._lanes: LaneIndex[T] = LaneIndex()
         self._ranks: dict[int, int] = {}  # waiting size by priority
         self._count = self._rows = self._size = 0
@@ -207,11 +207,12 @@ class Batcher(Generic[T]):
         ahead: float,
     ) -> float:
         """Until when the batch is better kept open; `now` or earlier: close it."""
+        if ahead > self._lead:
+            # It could not begin before; until then it grows free of charge.
+            return now + ahead - self._lead
         slo = self.knobs.slo_s
         if slo is None or not self.knobs.hold:
             return now
-        if ahead > self._lead:
-            return now + ahead - self._lead
         size = self._size
         if targets.hold == 1 or self._lanes.keys > 1:
             return now

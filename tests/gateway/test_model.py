@@ -440,3 +440,24 @@ async def test_a_request_that_has_ended_leaves_nothing_for_the_collector(tmp_pat
         finally:
             gc.enable()
         assert not [one for one in there if id(one) not in others]
+
+
+async def test_a_slow_model_gets_whole_batches_although_every_request_is_in_a_hurry(tmp_path):
+    """Bound early, its second slot would hold a single request for the whole of the next batch."""
+    async with serving(tmp_path) as (client, (fake,), _):
+        curve = client.model.replicas[0].curve(None)
+        for rows in (1, 8):
+            for _ in range(20):
+                curve.observe(rows, 0.2)
+        fake.held = []
+        loop = asyncio.get_running_loop()
+        client.ask(0, deadline=loop.time() + 0.9)
+        await until(lambda: len(fake.executed) == 1)
+        for number in range(1, 7):
+            client.ask(number, deadline=loop.time() + 0.9)
+            await asyncio.sleep(0)
+        assert len(fake.executed) == 1  # they gather while the first one runs
+        fake.release()
+        outcomes = await client.all(7)
+        assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+        assert [len(meta["rows"]) for meta in fake.executed] == [1, 6]

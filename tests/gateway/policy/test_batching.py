@@ -269,9 +269,11 @@ def test_a_replica_with_work_ahead_gets_its_batch_when_it_can_begin():
     plan = ask(queue, curve=linear(), ahead=0.020)
     assert (plan.batch, plan.reason) == ([], "busy") and 0.015 < plan.wake < 0.020
     assert ask(queue, plan.wake, curve=linear(), ahead=0.020 - plan.wake).batch == waiting
+    # So does one without a usual deadline: bound early it would only be smaller, or be late.
     unhurried = batcher(8)
     waiting = fill(unhurried, items(2, budget=inf))
-    assert ask(unhurried, curve=linear(), ahead=0.020).batch == waiting
+    assert not ask(unhurried, curve=linear(), ahead=0.020).batch
+    assert ask(unhurried, curve=linear(), ahead=0.001).batch == waiting
 
 
 # ------------------------------------------------------------------------------------- priorities
