@@ -4,7 +4,8 @@ Owns what follows from a service curve ℓ, an arrival rate λ, the N slots and 
 knows no queue of its own and no clock. Two rules, both tested against oracles in bench/sim:
 
 * *surplus*: of the batches that end in time, run the one with the largest b - g·ℓ(b), where g is
-  the rate that a slot can sustain at this load. Heads that this makes late are given up.
+  the rate that a slot can sustain at this load. Heads that this makes late are given up; with N > 2
+  not for more than comes within S - ℓ(b), or the next slot would find nothing.
 * *square-root holding*, for N > 1: below the smallest batch whose repetition keeps up with the load
   and its fluctuation, N·b >= λℓ(b)/0.93 + 1.5·√(λℓ(b)), it pays to wait for more. It keeps slots
   staggered: a slot that takes a small batch is missed when the next, larger one comes.
@@ -34,13 +35,14 @@ _DOUBT = 1.0  # standard deviations by which fewer may come to fill a batch
 class Targets:
     """What the rules need, tabulated at multiples of `unit`. Sizes are rows, or elements.
 
-    `hold`: the size to wait for when one slot is free. `drain`: the most that the slots can do,
-    per second; 0 while the curve is unknown.
+    `hold`: the size to wait for when one slot is free. `most`: the largest to run; `fair`: the
+    largest for which others may be given up. `drain`: the most that the slots can do, per second; 0
+    while the curve is unknown.
     """
 
     __slots__ = (
         "_best", "_curve", "_hopeful", "_limit", "_safety", "_seconds", "_unit", "_value", "_worth",
-        "drain", "hold",
+        "drain", "fair", "hold", "most",
     )  # fmt: skip
 
     def __init__(
@@ -53,13 +55,19 @@ class Targets:
         self._seconds = seconds = [self._safety * mean for mean in means]
         self._hopeful: Targets | None = None
         self._worth, self.drain, self.hold = 0.0, 0.0, 1
+        self.most = self.fair = limit
         if curve.known:
             points = range(1, len(seconds))
             self.drain = slots * max(unit * i / max(seconds[i], 1e-9) for i in points)
             if slo is not None:
                 self._worth = _worth(seconds, unit, rate, slots, slo)
                 if slots > 1 and rate > 0.0:
-                    self.hold = min(_hold(seconds, unit, rate, slots, slo), limit)
+                    hold = _hold(seconds, unit, rate, slots, slo)
+                    if slots > 2:
+                        self.fair = min(_fair(seconds, unit, rate, slo), limit)
+                    if hold >= limit:  # nothing keeps up with the load
+                        self.most = self.fair
+                    self.hold = min(hold, self.most)
         self._judge(seconds)
 
     def hopeful(self) -> Targets:
@@ -103,15 +111,16 @@ class Targets:
         return min(-(-size // self._unit), len(self._seconds) - 1)
 
 
-def cut(lane: Lane[Any], begin: float, targets: Targets, limit: int) -> tuple[int, int]:
+def cut(lane: Lane[Any], begin: float, targets: Targets) -> tuple[int, int]:
     """(late, count): give up the first `late` items of the lane, run the next `count`.
 
     `begin`: when the batch would start. (all, 0) when none can be met.
     """
-    want = targets.best(min(lane.size, limit))
+    want = targets.best(min(lane.size, targets.most))
     if lane.open or begin + targets.seconds(want) <= lane.due:
         return 0, fitting(lane, want) or 1  # one alone may be larger than the best size
     # The soonest item stands in the way of the best batch: weigh giving up the first ones.
+    limit = targets.fair
     places = lane.before(begin + targets.seconds(min(limit, lane.size))) + limit
     due, sizes, start = lane.front(places)
     sums = [0, *accumulate(sizes[start : start + places])]
@@ -167,6 +176,16 @@ def _worth(seconds: list[float], unit: int, rate: float, slots: int, slo: float)
         if rate * (slo - time) >= size if slots == 1 else time + time / slots <= slo:
             fastest = max(fastest, size / time)
     return min(rate / slots, fastest or inf)
+
+
+def _fair(seconds: list[float], unit: int, rate: float, slo: float) -> int:
+    """The largest batch that can be gathered in the time that it leaves. For a larger one, more
+    would be given up than comes, and the next slot would have nothing to do."""
+    largest = unit
+    for i in range(1, len(seconds)):
+        if unit * i <= rate * (slo - seconds[i]):
+            largest = unit * i
+    return largest
 
 
 def _hold(seconds: list[float], unit: int, rate: float, slots: int, slo: float) -> int:

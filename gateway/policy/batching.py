@@ -153,7 +153,7 @@ class Batcher(Generic[T]):
                 return Plan([], "hold" if ahead <= self._lead else "busy", dropped, wake)
             if self._batches % _TRY == _TRY - 1:
                 targets = targets.hopeful()
-            late, count = cut(lane, begin, targets, self._limit)
+            late, count = cut(lane, begin, targets)
             probe = not count and self._probe(lane, targets, now)
             if probe:
                 late, count = 0, fitting(lane, self._limit)
@@ -216,7 +216,7 @@ class Batcher(Generic[T]):
         size = self._size
         if targets.hold == 1 or self._lanes.keys > 1:
             return now
-        if size >= min(share(targets.hold, free, slots), self._limit):
+        if size >= share(targets.hold, free, slots):
             return now
         lanes = self._lanes.of_key(lane.key)
         due = min(min(each.due, each.soonest.arrived + slo) for each in lanes)
@@ -239,7 +239,7 @@ class Batcher(Generic[T]):
         before = self._size
         batch = self._take(lane, late, count)
         if len(lanes) > 1:
-            goal = targets.best(min(targets.within(slack), waiting, self._limit))
+            goal = targets.best(min(targets.within(slack), waiting, targets.most))
             for other in lanes:
                 room = goal - (before - self._size)
                 if other is lane or room <= 0:

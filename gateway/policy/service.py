@@ -212,7 +212,7 @@ def _hopeful(known: Corners) -> Corners:
         gap = known[i + 1][0] - size if i + 1 < len(known) else 2.0 + size
         if gap > 1.0:
             corners.append((size + gap / 2.0, mean))
-        if gap > 2.0 and i + 2 < len(known):
+        if gap >= 3.0 and i + 2 < len(known):
             (end, high), (after, above) = known[i + 1 : i + 3]
             before = high - (above - high) / (after - end)
             corners.append((end - 1.0, min(max(before, mean), high - (high - mean) / gap)))

@@ -237,6 +237,17 @@ def test_holding_ends_while_the_first_item_can_still_be_met():
     assert wake + curve.mean(20) <= waiting[0].deadline
 
 
+def test_under_overload_many_slots_do_not_give_up_heads_for_batches_that_cannot_be_gathered():
+    queue, curve = batcher(16, slo_s=0.010), linear(0.002, 0.001, 16)
+    now = steady(queue, 6_000)  # 6 come while 6 run in 8 ms, and none keep up
+    first = items(2, arrived=now, budget=0.010)
+    rest = items(8, arrived=now + 0.0012, budget=0.010)
+    fill(queue, first, now)
+    fill(queue, rest, now + 0.0012)
+    plan = ask(queue, now + 0.0015, free=1, slots=8, curve=curve)
+    assert (plan.batch, plan.dropped) == (first + rest[:4], [])  # not 7 of the rest, in 9 ms
+
+
 @pytest.mark.parametrize(
     ("knobs", "slots", "rate"),
     [

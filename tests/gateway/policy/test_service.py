@@ -155,6 +155,11 @@ def test_the_curve_never_falls_and_is_never_negative(observations):
     means = [curve.mean(size) for size in sizes]
     assert all(a <= b + 1e-9 for a, b in pairwise(means))
     assert all(0.0 <= m <= curve.upper(s) for s, m in zip(sizes, means, strict=True))
+    for step in (1, 7):
+        hopes = curve.hopes(step, 500)
+        assert all(a <= b + 1e-9 for a, b in pairwise(hopes))
+        pairs = zip(hopes, curve.means(step, 500), strict=True)
+        assert all(hope <= mean + 1e-9 for hope, mean in pairs)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(0.1, 10.0)), min_size=1, max_size=30))
