@@ -65,6 +65,15 @@ class Intake(Generic[J]):
             self.rows -= _room(job)
         return True
 
+    def drop(self, hopeless: Callable[[J], bool]) -> list[J]:
+        """Take out those of which that is true."""
+        with self._lock:
+            gone = [job for job in self._jobs if hopeless(job)]
+            for job in gone:
+                self._jobs.remove(job)
+                self.rows -= _room(job)
+        return gone
+
     def call(self, task: Task) -> None:
         """Run `task` on the device thread, before the next batch."""
         with self._lock:

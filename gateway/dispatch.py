@@ -286,10 +286,10 @@ class Dispatcher:
             return
         meta, outcomes = split(frame, flight.batch, flight.replica.name, flight.sent)
         self._give_back(flight, Outcome.SUCCESS, now)
-        flight.replica.curve(meta["version"]).observe(
-            round(meta["batch"] * flight.per_row), meta["compute_us"] / 1e6
-        )
-        self._measures.answered(flight.replica.name, meta, time.time())
+        if meta["batch"]:  # else nothing was run: all of it came too late
+            size = round(meta["batch"] * flight.per_row)
+            flight.replica.curve(meta["version"]).observe(size, meta["compute_us"] / 1e6)
+            self._measures.answered(flight.replica.name, meta, time.time())
         if self._tracks.channel is not None:
             seconds = now - flight.sent
             self._measures.compared(meta["version"], [*map(_failed, outcomes)], seconds)

@@ -15,9 +15,11 @@ from typing import NamedTuple
 from backends.errors import BadFrame, DeadlineExceeded, NotReady, VersionNotFound
 from backends.tensor.job import Job, Piece
 from backends.tensor.loading import Version
+from backends.tensor.pace import Pace
 from backends.tensor.reply import Outcome
 from backends.tensor.runner import Ran, Runner
 from backends.wire import Fault
+from backends.worker import Intake
 
 Answer = tuple[Job, Outcome | Fault]
 
@@ -42,10 +44,12 @@ class Executor:
         self._versions: dict[str, Version] = {}
         self._serving: Version | None = None
         self._fallback: Version | None = None
+        self._pace = Pace()
 
     # Changes of versions; they run on the device thread too, between two batches.
 
     def serve(self, version: Version, fallback: Version | None) -> None:
+        self._pace.reset()
         self._versions[version.name] = version
         self._serving, self._fallback = version, fallback
 
@@ -68,13 +72,14 @@ class Executor:
             for job in jobs:
                 self([job])
             return
+        least = self._pace.least(started)
         answers: list[Answer] = []
         running: list[tuple[Job, list[int]]] = []
         pieces: list[Piece] = []
         for job in jobs:
             if job.done:
                 continue
-            late = job.expired(started)
+            late = job.expired(started + least)
             try:
                 if job.signature is not version.signature:
                     _refit(job, version)
@@ -90,7 +95,7 @@ class Executor:
         for job, late in running:
             faults = ran.faults.get(job, {})
             if late:
-                expired = DeadlineExceeded("its deadline passed before it was started").fault()
+                expired = _LATE.fault()
                 faults = faults | dict.fromkeys(late, expired)
             queue_us = int((started - job.arrived) * 1e6)
             outcome = Outcome(
@@ -105,6 +110,14 @@ class Executor:
             answers.append((job, outcome))
         self._post(answers, batch)
 
+    def give_up(self, intake: Intake[Job]) -> None:
+        """Answer at once what waits and can no longer be met: its gateway then sends what can."""
+        now = time.monotonic()
+        by = now + self._pace.least(now)
+        hopeless = intake.drop(lambda job: len(job.expired(by)) == len(job.rows))
+        if hopeless:
+            self._post([(job, _LATE.fault()) for job in hopeless], None)
+
     def _run(
         self, version: Version, pieces: Sequence[Piece], *, pinned: bool
     ) -> tuple[Version, Ran, Batch | None]:
@@ -113,6 +126,7 @@ class Executor:
         seconds = time.monotonic() - began
         if not ran.rows:
             return version, ran, None
+        self._pace.observe(ran.rows, seconds, began + seconds)
         requests = sum([piece.last - piece.first for piece in pieces])
         failed = sum([len(faults) for faults in ran.faults.values()])
         batch = Batch(version.name, ran.rows, seconds, requests, failed, "")
@@ -126,6 +140,9 @@ class Executor:
         job, request = worse.pop()
         why = f"it fails where {old.name} does not: {ran.faults[job][request].message}"
         return old, again, batch._replace(failed=0, regressed=why)
+
+
+_LATE = DeadlineExceeded("its deadline could not be met any more, and it was not started")
 
 
 def _places(ran: Ran) -> set[tuple[Job, int]]:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 TICK_S = 0.25
 # A model that raises on every batch must not fill the disk with saying so.
 RAISED_EVERY_S = 1.0
+# After batches at least so long, the device waits for several gateways' next ones: a part of what
+# the batch took, and no longer than a message needs there and back.
+LONG_S, LINGER_SHARE, LINGER_S = 0.01, 0.02, 0.001
 # Batches that take longer than this are told of while they run.
 SLOW_S = 1.0
 
@@ -71,6 +74,8 @@ class TensorReplica:
         # Of the device thread: when it last told of a model that raised, and how often since.
         self._raised_at, self._raised = 0.0, 0
         self._batches = self._rows = 0
+        # Connections that batches came from.
+        self._sources: set[Connection] = set()
         self._ticker: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -127,6 +132,7 @@ class TensorReplica:
         if serving is None or self._draining or self._failed or self._hung:
             state, reason = self._state()
             raise NotReady(f"the replica is {state}: {reason}")
+        self._sources.add(connection)
         self._ledger.take(connection, frame, serving, self._versions)
 
     def call(self, connection: Connection, frame: Frame) -> None:
@@ -136,6 +142,7 @@ class TensorReplica:
         self._ledger.cancel(connection, id)
 
     def lost(self, connection: Connection) -> None:
+        self._sources.discard(connection)
         self._ledger.lost(connection)
 
     def control(
@@ -249,7 +256,14 @@ class TensorReplica:
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         assert self._executor is not None
+        began = time.monotonic()
         self._executor(jobs)
+        took = time.monotonic() - began
+        if len(self._sources) > 1 and took >= LONG_S:
+            # Several gateways learn now that the device is free. What they send at once should run
+            # together: whoever misses this batch waits for all of it.
+            self._executor.give_up(self._intake)
+            time.sleep(min(LINGER_S, took * LINGER_SHARE))
 
     def _crashed(self, jobs: Sequence[Job], error: BaseException) -> None:
         """A defect of ours on the device thread: these jobs fail, the thread goes on."""

@@ -13,6 +13,7 @@ from backends.tensor.loading import Version
 from backends.tensor.reply import Outcome, result_frame
 from backends.tensor.runner import Runner
 from backends.wire import Decoder, Fault, Frame
+from backends.worker import Intake
 from tests.backends.fakes import Breach, Exits, Scale, Wider, execute_frame, unpack, x
 
 
@@ -251,3 +252,39 @@ def test_versions_of_unlike_signatures_are_not_compared():
     (answers,) = device.run(frame((1.0,)))
     assert ys(answers) == ["model_error"]
     assert (device.batches[0].regressed, device.batches[0].failed) == ("", 1)
+
+
+def paced(seconds):
+    """A device on which a batch is known to take so long."""
+    device = Device(Scale())
+    for _ in range(50):
+        device.executor._pace.observe(1, seconds, time.monotonic())
+    return device
+
+
+def test_what_cannot_end_in_time_is_not_begun():
+    device = paced(10.0)
+    (answers,) = device.run(frame((1.0,), (2.0,), (3.0,), deadlines_ms=[None, 5000.0, 60_000.0]))
+    assert ys(answers) == [[2.0], "deadline_exceeded", [6.0]]
+
+
+def test_the_hopeless_are_answered_while_they_wait_and_the_others_stay():
+    device = paced(10.0)
+    intake = Intake(100)
+    jobs = [
+        Job(None, frame((1.0,), (2.0,), deadlines_ms=left), Scale.signature, time.monotonic())
+        for left in ([3000.0, 4000.0], [3000.0, None], [None, None])
+    ]
+    for job in jobs:
+        assert intake.offer(job)
+    device.executor.give_up(intake)
+    assert list(device.answers) == jobs[:1]
+    assert device.answers[jobs[0]].code == "deadline_exceeded"
+    assert intake.rows == 4
+
+
+def test_a_new_version_is_not_judged_by_the_pace_of_the_old_one():
+    device = paced(10.0)
+    device.executor.serve(Version("2-b", device.version.model, device.version.signature), None)
+    (answers,) = device.run(frame((1.0,), deadlines_ms=[5000.0]))
+    assert ys(answers) == [[2.0]]

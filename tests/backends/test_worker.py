@@ -148,3 +148,12 @@ def test_a_batch_that_hangs_is_seen():
     go_on.set()
     device.end()
     assert device.thread.busy_s() == 0.0
+
+
+def test_what_is_hopeless_is_taken_out_and_leaves_room():
+    a, b, c = Work(4), Work(3), Work(2)
+    intake = filled(a, b, c, room=9)
+    assert not intake.offer(Work(1))
+    assert intake.drop(lambda work: work.total == 3) == [b]
+    assert intake.rows == 6 and intake.offer(d := Work(3))
+    assert take_all(intake) == [[a, c], [d]]
