@@ -18,6 +18,7 @@ from typing import NoReturn
 from trainer import commands
 from trainer.config import describe, load
 from trainer.errors import TrainerError
+from trainer.lifeline import end_with_launcher
 
 EXAMPLES = """\
 train, alone or on two ranks; the same command goes on where it was interrupted:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.ranks is not None and (not arguments.dry_run or arguments.ranks < 1):
         parser.error("--ranks takes a number from 1, and goes with --dry-run")
+    end_with_launcher(os.environ)
     try:
         loaded = load(arguments.config, os.environ, arguments.overrides)
         # Here, not above: a wrong configuration is said before torch is loaded.
