@@ -104,7 +104,7 @@ class Model:
     def _refuse(self, request: TensorRequest, now: float) -> GatewayError | None:
         """Queue the request, or say why not."""
         if self.unloaded:
-            return NoReplica(f"model {self.name!r} is unloaded; load it to use it again")
+            return NoReplica(self.reason())
         if not self.ready and now - self._unserved_since > FAILOVER_S:
             return NoReplica(self.reason(), retry_after=1.0)
         if request.version is not None and request.version not in self.versions:
@@ -173,7 +173,9 @@ class Model:
         if renewed and fresh is not None:
             # Kept while equal: surfaces compile it once for each object.
             self.signature, self._sizes = fresh, Sizes(fresh)
-        if self.ready and not ready:
+        if self.replicas and all(replica.load.drained for replica in self.replicas):
+            self._unserved_since = float("-inf")  # an operator's will: nothing will come back soon
+        elif self.ready and not ready:
             self._unserved_since = self._loop.time()
         self.ready = bool(ready) and not self.unloaded
         old = self.versions
@@ -274,7 +276,9 @@ class Model:
         return None if self.signature is None else self._limit()
 
     def reason(self) -> str:
-        """Why no replica is ready, for people."""
+        """Why it is not ready, for people."""
+        if self.unloaded:
+            return f"model {self.name!r} is unloaded; load it to use it again"
         said = [
             f"{replica.name} is {replica.state}"
             + (f" ({replica.status.reason})" if replica.status.reason else "")
@@ -289,6 +293,7 @@ class Model:
             "name": self.name,
             "kind": self.kind,
             "ready": self.ready,
+            "unloaded": self.unloaded,
             "waiting": len(self._dispatcher.queue),
             "slo_ms": self.config.slo_ms,
             "counters": {

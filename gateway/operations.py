@@ -157,7 +157,12 @@ class Operations:
         self._unloaded.discard(model)
         await self._tell_all("load", model=model)
         self.events.add("load", model, "taken into service")
-        await self.reload(model)
+        try:
+            await self.reload(model)
+        except ControlError as error:
+            # Replicas that follow no channel have nothing to look at; they serve all the same.
+            if error.status != 409:
+                raise
 
     async def unload(self, model: str) -> None:
         """Out of service: what is there is answered, nothing new is taken."""

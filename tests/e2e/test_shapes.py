@@ -63,3 +63,15 @@ async def test_what_is_over_the_budget_by_itself_is_refused(gateway):
             body = await reply.json()
     assert reply.status == 400, body
     assert "max_batch_elements" in body["error"]
+
+
+async def test_a_model_without_a_channel_can_be_unloaded_and_loaded(gateway):
+    async with aiohttp.ClientSession() as session:
+        for verb, ready in (("unload", 503), ("load", 200)):
+            url = f"{gateway.url}/v2/repository/models/joined/{verb}"
+            async with session.post(url) as reply:
+                assert reply.status == 200, await reply.text()
+            async with session.get(f"{gateway.url}/v2/models/joined/ready") as reply:
+                assert reply.status == ready, await reply.text()
+                if verb == "unload":
+                    assert "unloaded" in (await reply.json())["error"]

@@ -461,3 +461,26 @@ async def test_a_slow_model_gets_whole_batches_although_every_request_is_in_a_hu
         outcomes = await client.all(7)
         assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
         assert [len(meta["rows"]) for meta in fake.executed] == [1, 6]
+
+
+async def test_a_model_that_is_drained_as_a_whole_refuses_at_once(tmp_path):
+    async with serving(tmp_path, 2) as (client, _, fleet):
+        for name in ("r-0", "r-1"):
+            fleet.replica(name).drain(0.0)
+        client.ask(1)
+        outcome = client.outcomes[1]
+        assert (outcome.status, outcome.code) == (503, "no_healthy_replica")
+        assert "r-0 is draining" in outcome.message
+        fleet.replica("r-0").undrain(0.0)
+        client.ask(2)
+        await client.all(2)
+        assert isinstance(client.outcomes[2], Answer)
+
+
+async def test_an_unloaded_model_says_so(tmp_path):
+    async with serving(tmp_path) as (client, _, _):
+        client.model.serve(False)
+        client.ask(1)
+        assert client.outcomes[1].status == 503
+        assert "unloaded" in client.outcomes[1].message
+        assert "unloaded" in client.model.reason() and client.model.status()["unloaded"]
