@@ -120,10 +120,8 @@ class ReaderLease(Lease):
         run = self._run
         if run.ckpt.is_dir():
             super().acquire()
-            # Record first, then look: retention moves a step away first, then looks for leases, so
-            # at least one of the two sees the other. Under the lock, nothing is on the move.
-            if run.has(self.step):
-                return self
+            # Record first, then look under the lock: a pruner that missed the record may have the
+            # step in its hands until it sees it, and puts it back before it lets go of the lock.
             with run.lock():
                 if run.has(self.step):
                     return self
