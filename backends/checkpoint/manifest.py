@@ -215,7 +215,7 @@ def _build(value: dict[str, Any]) -> Manifest:
             for path, r in _typed(value, "files", dict).items()
         },
         tensors={name: _tensor(r) for name, r in _typed(value, "tensors", dict).items()},
-        ties=_typed(value, "ties", dict),
+        ties={alias: _typed(value["ties"], alias, str) for alias in _typed(value, "ties", dict)},
         position=_typed(value, "position", int),
         evaluation={k: float(v) for k, v in _typed(value, "evaluation", dict).items()},
         probe=None

@@ -188,10 +188,35 @@ class HookedDisk(CountingDisk):
         self._fire(name, arguments, False)
 
 
-def test_a_reader_that_comes_after_the_plan_has_the_right_of_way(run):
+@pytest.mark.parametrize("early", [True, False], ids=["before-the-move", "while-it-is-away"])
+def test_a_reader_that_comes_after_the_plan_waits_and_has_the_right_of_way(run, early):
+    """It begins only when the step is back: no byte of it can be missing under its lease."""
+    pruning, errors, started = threading.Event(), [], threading.Event()
     lease = ReaderLease(Run(run.root), 1, "late")
-    pruned = prune(Run(run.root, HookedDisk(lease.acquire, early=True)), keep=1)
+
+    def read():
+        real = lease.beat
+        lease.beat = lambda: (real(), started.set())
+        try:
+            lease.acquire()
+        except NoSuchStep as error:
+            errors.append(error)
+        if not pruning.is_set():
+            errors.append("begun beside a pruner that has the step in its hands")
+
+    thread = threading.Thread(target=read)
+
+    def hook():
+        thread.start()
+        assert started.wait(30)  # its claim is written
+        thread.join(0.05)
+        assert thread.is_alive()
+        pruning.set()
+
+    pruned = prune(Run(run.root, HookedDisk(hook, early=early)), keep=1)
+    thread.join()
     assert pruned == [2, 3, 4]
+    assert errors == []
     assert loads(run, 1)
     lease.release()
     assert prune(run, keep=1) == [1]
@@ -206,34 +231,6 @@ def test_what_is_published_after_the_plan_stays(run, monkeypatch):
 
     monkeypatch.setattr(retention, "prunable", planned)
     assert prune(run, keep=1) == [2, 3, 4]
-    assert loads(run, 1)
-
-
-def test_a_reader_that_comes_while_the_step_is_away_waits_and_learns(run):
-    errors, started = [], threading.Event()
-
-    def read():
-        lease = ReaderLease(Run(run.root), 1, "later")
-        real = lease.beat
-        lease.beat = lambda: (real(), started.set())
-        try:
-            lease.acquire()
-        except NoSuchStep as error:
-            errors.append(error)
-        else:
-            lease.release()
-
-    thread = threading.Thread(target=read)
-
-    def hook():
-        thread.start()
-        assert started.wait(30)  # its claim is written while the step is in the trash
-
-    pruned = prune(Run(run.root, HookedDisk(hook, early=False)), keep=1)
-    thread.join()
-    # It has been heard, so the step is back.
-    assert pruned == [2, 3, 4]
-    assert errors == []
     assert loads(run, 1)
 
 
