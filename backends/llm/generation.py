@@ -92,7 +92,7 @@ class Logprob(NamedTuple):
 
 
 class Output(NamedTuple):
-    """New tokens of choice number `choice` of Generation `key`; usually one, more where steps were merged.
+    """New tokens of choice number `choice` of Generation `key`; usually one, more if steps merged.
 
     `logprobs` has one entry a token where they were asked for. `finish` is set in the last output
     of the choice, which may have no tokens. `cached` is how many prompt tokens were taken from the
