@@ -18,6 +18,8 @@ from backends.wire.frames import (
     encode,
 )
 from backends.wire.messages import (
+    GENERATIVE,
+    SURFACES,
     Call,
     Fault,
     Piece,
@@ -32,10 +34,12 @@ from backends.wire.tensors import DATATYPES, Datatype, Signature, TensorSpec, le
 
 __all__ = [
     "DATATYPES",
+    "GENERATIVE",
     "HEADER",
     "MAGIC",
     "MAX_FRAME",
     "SCRATCH",
+    "SURFACES",
     "VERSION",
     "Buffer",
     "Call",

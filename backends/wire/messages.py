@@ -17,6 +17,9 @@ from backends.wire.frames import Buffer, Frame, Kind, WireError, encode
 TensorHead = tuple[str, str, Sequence[int]]
 # The shape of each request's part of a tensor, the batch dimension first.
 Shapes = Sequence[Sequence[int]]
+# The forms of a CALL's body and of its reply.
+GENERATIVE = ("chat", "completions", "responses", "generate", "generate_stream", "ws")
+SURFACES = (*GENERATIVE, "embeddings")
 
 
 def execute_meta(
@@ -80,9 +83,11 @@ def result_meta(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """CALL's meta. `surface` names the form of the body and of the reply: chat, completions,
-    responses, embeddings, generate, generate_stream or ws. The replica renders the reply's bytes
-    (SSE events included); the gateway relays them."""
+    """CALL's meta. `surface`, one of SURFACES, names the form of the body and of the reply. The
+    replica renders the reply's bytes (SSE events included); the gateway relays them. On ws the
+    reply is JSON objects, one a line: each is a delta's fields, and the last one the result's.
+    `deadline_ms` is what was left when the frame was made. A higher `priority` goes first; 0 is
+    ordinary. `tenant` is what fairness is between; `version` pins one."""
 
     surface: str
     request_id: str = ""
@@ -163,8 +168,10 @@ class Status:
     (idle, admit, load, verify, ready, swap, probation) and `reload_to` the version it loads; at
     ready it waits for `swap`. `channel` is what it follows, and `refused` are versions of it that
     it does not serve.
-    `slots`: batches that the replica takes at a time. `load`: numbers for routing (an LLM's waiting
-    and running sequences, free pages, tokens per second).
+    `slots`: batches that the replica takes at a time; of CALLs, requests that run together.
+    `surfaces`: the forms of CALL that it answers; an llm that names none answers all of GENERATIVE.
+    `load`: numbers for routing (an LLM's waiting and running sequences, free pages, tokens per
+    second).
     """
 
     model: str
@@ -182,11 +189,12 @@ class Status:
     pid: int = 0
     signature: dict[str, Any] | None = None
     load: dict[str, float] | None = None
+    surfaces: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, meta: dict[str, Any]) -> Status:
-        lists = {name: tuple(meta.get(name, ())) for name in ("versions", "refused")}
+        lists = {name: tuple(meta.get(name, ())) for name in ("versions", "refused", "surfaces")}
         return cls(**{**meta, **lists})
