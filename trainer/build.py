@@ -54,8 +54,9 @@ class Session:
     @property
     def lineage(self) -> Lineage:
         config = self.loaded.config
-        samples = len(self.data.train)
-        return Lineage(config.seed, config.optimizer.name, config.data.class_, samples)
+        data, samples = self.data.fingerprint, len(self.data.train)
+        data = f"{config.data.class_}#{data}" if data else config.data.class_
+        return Lineage(config.seed, config.optimizer.name, data, samples)
 
 
 def prepare(loaded: Loaded, ranks: int) -> Session:
@@ -112,6 +113,7 @@ def _committer(
         expected=forms | {alias: forms[name] for alias, name in known.ties.items()},
         ties=known.ties,
         lineage=session.lineage,
+        files=session.data.files(),
     )
     snapshot = Snapshot(state, mesh.host)
     files = WeightFiles(

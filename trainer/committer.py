@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -72,6 +72,8 @@ class Record:
     expected: Mapping[str, tuple[tuple[int, ...], Any]]
     ties: Mapping[str, str]
     lineage: Lineage
+    # Beside the weights: a tokenizer's.
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Committer:
@@ -173,6 +175,8 @@ class Committer:
             parts.append(adopt(staging))
             if self._world.leads:
                 parts.append(write_lineage(self._record.lineage, staging))
+                for name, content in self._record.files.items():
+                    parts.append(staging.write_file(f"model/{name}", content))
         except StateFailed as error:
             parts.append(Failed(error.rank, error.reason))
         except Exception as error:

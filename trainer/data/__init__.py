@@ -16,15 +16,18 @@ from trainer.data.batches import (
     open_data,
     pieces,
 )
+from trainer.data.text import Chat, Text
 
 __all__ = [
     "Batch",
+    "Chat",
     "Datasets",
     "HeldOutBatches",
     "Piece",
     "Source",
     "Split",
     "Tensors",
+    "Text",
     "TrainBatches",
     "TrainingData",
     "open_data",

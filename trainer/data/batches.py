@@ -8,13 +8,14 @@ together are the global batch, whatever the number of ranks, and their weights s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.model import import_class
@@ -27,7 +28,12 @@ Batch = dict[str, Tensor]
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples by index. A mapping of tensors, the samples first, is one too (`Tensors`)."""
+    """Samples by index. A mapping of tensors, the samples first, is one too (`Tensors`).
+
+    It may have more: `weights(indices)`, what each sample counts in the mean of the loss (else all
+    count the same); `tokens_per_sample`, for what people are shown; `fingerprint`, which changes
+    with the content, so that a run never goes on with other data.
+    """
 
     def __len__(self) -> int: ...
 
@@ -37,7 +43,10 @@ class Source(Protocol):
 
 
 class TrainingData(Protocol):
-    """What a class in `data.class` gives; constructed as `Class(**config)` on every rank."""
+    """What a class in `data.class` gives; constructed as `Class(**config)` on every rank.
+
+    It may have `files()`, {name: content} to be published beside the weights (a tokenizer's).
+    """
 
     def train(self) -> Mapping[str, Tensor] | Source: ...
 
@@ -65,6 +74,17 @@ class Tensors:
 class Datasets:
     train: Source
     held_out: Source
+    files: Callable[[], Mapping[str, bytes]] = dict
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the training data; empty where nothing can be said."""
+        return str(getattr(self.train, "fingerprint", ""))
+
+    @property
+    def tokens_per_sample(self) -> float | None:
+        """None where samples are no sequences of tokens."""
+        return getattr(self.train, "tokens_per_sample", None)
 
 
 def open_data(config: DataConfig, root: Path) -> Datasets:
@@ -90,10 +110,17 @@ def open_data(config: DataConfig, root: Path) -> Datasets:
                 f"data.class: {config.class_}.{name}() must return a mapping of tensors, or an "
                 f"object with __len__ and take(indices); it returned {type(value).__name__}"
             )
-        if len(source) < 1:
-            raise BadPlugin(f"data.class: {config.class_}.{name}() is empty")
         found.append(source)
-    return Datasets(*found)
+    train, held_out = found
+    return Datasets(train, held_out, getattr(data, "files", dict))
+
+
+def not_empty(source: Source, what: str) -> Source:
+    """Raises BadPlugin for an empty one. Not asked before a source is needed: its length may have
+    to wait for a tokenizer in the background."""
+    if len(source) < 1:
+        raise BadPlugin(f"data.class: there are no {what} samples; the data is too small")
+    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +152,29 @@ class Split:
         return [(start + first, start + last) for first, last in cut]
 
 
+class Weights:
+    """What part of a batch's mean each of its samples is."""
+
+    def __init__(self, before: NDArray[np.float64]) -> None:
+        self._before = before  # the sum of the weights of all samples before each
+
+    @classmethod
+    def of(cls, source: Source, indices: Indices) -> Weights:
+        weigh = getattr(source, "weights", None)
+        each = np.ones(len(indices)) if weigh is None else np.asarray(weigh(indices), np.float64)
+        return cls(np.concatenate(([0.0], np.cumsum(each))))
+
+    def share(self, start: int, end: int) -> float:
+        """Of the samples [start, end)."""
+        return float((self._before[end] - self._before[start]) / (self._before[-1] or 1.0))
+
+
 def pieces(
     source: Source, indices: Indices, split: Split, rank: int, device: torch.device
 ) -> Iterator[Piece]:
     """This rank's pieces of the samples at `indices`, in order."""
     chosen = torch.from_numpy(indices)
+    weights = Weights.of(source, indices)
     for start, end in split.parts(rank):
         # A rank without samples still takes part in the collectives: one sample, of no weight.
         taken = chosen[start:end] if end > start else chosen[:1]
@@ -137,7 +182,7 @@ def pieces(
             name: tensor.to(device, non_blocking=True)
             for name, tensor in source.take(taken).items()
         }
-        yield Piece(batch, (end - start) / split.total)
+        yield Piece(batch, weights.share(start, end))
 
 
 class TrainBatches:
@@ -146,7 +191,7 @@ class TrainBatches:
     def __init__(
         self, source: Source, config: DataConfig, seed: int, rank: int, ranks: int
     ) -> None:
-        self.order = SampleOrder(len(source), seed)
+        self.order = SampleOrder(len(not_empty(source, "training")), seed)
         self.split = Split.of(config.batch_size, ranks, config.micro_batch)
         self._source, self._rank = source, rank
 
@@ -160,7 +205,7 @@ class HeldOutBatches:
     """The held-out samples, all of them in their own order, `batch_size` a rank and pass."""
 
     def __init__(self, source: Source, batch_size: int, rank: int, ranks: int) -> None:
-        self.split = Split.of(len(source), ranks, batch_size)
+        self.split = Split.of(len(not_empty(source, "held-out")), ranks, batch_size)
         self._source, self._rank = source, rank
 
     def all(self, device: torch.device) -> Iterator[Piece]:
