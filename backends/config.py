@@ -61,6 +61,7 @@ def _bytes(value: Any) -> Any:
 
 _NAME = _Key("a name", _text)
 _PATH = _Key("the path of a folder", _text)
+_PLACE = _Key('the path of a folder, or a place such as "s3://bucket/runs/x"', _text)
 _CLASS = _Key(
     'a class as "module:Class"',
     lambda value: value if _text(value) and re.fullmatch(r"[\w.]+:\w+", value) else None,
@@ -80,7 +81,15 @@ class ReplicaConfig:
     path: Path
     model: str = _key(_NAME, "what clients ask for")
     kind: str = _key(_choice("tensor"), "what is served", default="tensor")
-    run: str | None = _key(_PATH, "the trainer's run folder; with `channel`", default=None)
+    run: str | None = _key(
+        _PLACE, "the trainer's run: a folder, or a place on an object store", default=None
+    )
+    cache: str | None = _key(
+        _PATH, "where a run on a store is copied to; left out, ~/.cache/penstock/runs", default=None
+    )
+    store: dict[str, Any] = _key(  # noqa: RUF009 - a field, as the others
+        _TABLE, "the store's options, as fsspec has them", default_factory=dict[str, Any]
+    )
     channel: str = _key(_NAME, "the channel of the run to follow", default="stable")
     code: str | None = _key(_PATH, "folder of the checkpoint's model class", default=None)
     class_: str | None = _key(
@@ -223,9 +232,18 @@ def _check(config: ReplicaConfig, raw: Mapping[str, Any], text: str) -> None:
     if (config.run is None) == (config.class_ is None):
         expected = 'expected either "run" (with "channel" and "code") or "class" (with "config")'
         raise wrong("run" if config.run else "class", expected)
-    for key, needs in (("channel", "run"), ("code", "run"), ("config", "class")):
+    for key, needs in (
+        ("channel", "run"),
+        ("code", "run"),
+        ("cache", "run"),
+        ("store", "run"),
+        ("config", "class"),
+    ):
         if key in raw and needs not in raw:
             raise wrong(key, f'has a meaning only with "{needs}"')
+    for key in ("cache", "store"):
+        if key in raw and "://" not in str(config.run):
+            raise wrong(key, 'has a meaning only where "run" is on a store, such as "s3://…"')
     if config.code is not None and not config.folder(config.code).is_dir():
         raise wrong("code", f"there is no folder {config.folder(config.code)}")
 

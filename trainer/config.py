@@ -28,6 +28,7 @@ from trainer.config_source import (
     text,
     whole,
 )
+from trainer.config_sync import SyncConfig, contradictions
 from trainer.errors import ConfigError, Problem
 from trainer.gate import Gate
 
@@ -122,6 +123,14 @@ class PublishConfig:
         "what the evaluation must say; worse is committed, but not published",
         default=Gate(),
     )
+    store: str | None = key(
+        text('a place such as "s3://bucket/runs/x"', r"[a-z0-9]+://.+"),
+        "an object store that gets what was published, for replicas on other machines",
+        default=None,
+    )
+    store_options: Mapping[str, Any] = key(
+        TABLE, "of the store, as fsspec has them", default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +152,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = section(OptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
     parallel: ParallelConfig = section(ParallelConfig)
+    sync: SyncConfig = section(SyncConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
     publish: PublishConfig = section(PublishConfig)
@@ -207,8 +217,15 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
     sizes = (config.parallel.dp_replicate, config.parallel.dp_shard)
     if sizes.count(-1) > 1 or 0 in sizes:
         yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
+    yield from contradictions(config.sync, tree.get("sync", {}))
+    if config.sync.method == "accumulate" and config.steps % config.sync.every:
+        yield "sync.every", f"steps = {config.steps} is no multiple: the last would be lost"
     if config.publish.require and config.publish.channel is None:
         yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
+    if config.publish.store and config.publish.channel is None:
+        yield "publish.store", 'gets what a channel gets; name one with publish.channel = "stable"'
+    if config.publish.store_options and not config.publish.store:
+        yield "publish.store_options", 'has a meaning only with "store"'
 
 
 def describe() -> str:

@@ -170,4 +170,21 @@ def _publish(session: Session, step: int, reporter: Reporter) -> str:
         reporter.event("not_published", channel=config.channel, reason=str(error))
         return f"{config.channel} stays as it was: {error}"
     reporter.event("published", channel=record.name, generation=record.generation, step=step)
-    return f"{record.name}, generation {record.generation}" + ("" if changed else " (as before)")
+    told = f"{record.name}, generation {record.generation}" + ("" if changed else " (as before)")
+    return told + (_push(session, record.name, reporter) if config.store else "")
+
+
+def _push(session: Session, channel: str, reporter: Reporter) -> str:
+    """A store that fails does not undo what was published here; `trainer push` tries again."""
+    from backends.checkpoint.mirror import push
+    from backends.checkpoint.objects import Store
+
+    config = session.loaded.config.publish
+    assert config.store is not None
+    try:
+        push(session.run, channel, Store(config.store, **config.store_options))
+    except CheckpointError as error:
+        reporter.event("not_pushed", store=config.store, reason=str(error))
+        return f"; NOT in {config.store}: {error}"
+    reporter.event("pushed", store=config.store, channel=channel)
+    return f"; and in {config.store}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from backends.checkpoint.errors import (
     BadRecord,
@@ -23,7 +24,7 @@ from backends.checkpoint.lease import ReaderLease
 from backends.checkpoint.manifest import Manifest
 from backends.checkpoint.quarantine import is_quarantined, reason
 from backends.checkpoint.read import verify
-from backends.checkpoint.records import read_record, seal
+from backends.checkpoint.records import MAX_RECORD, read_bounded, seal, unseal
 from backends.checkpoint.run import Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -62,6 +63,9 @@ class ChannelRecord:
     @property
     def entry(self) -> ChannelEntry:
         return ChannelEntry(self.generation, self.step, self.hash, self.back, self.at)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     def behind(self) -> list[ChannelEntry]:
         """Where rollbacks would go, nearest first."""
@@ -126,6 +130,23 @@ def rollback(run: Run, name: str, *, expected: int | None = None) -> ChannelReco
     raise Busy(f"channel {name} keeps moving; try again")
 
 
+def mirror_channel(run: Run, record: ChannelRecord) -> None:
+    """Writes a record that was made elsewhere, as it is. The step must be there.
+
+    Raises ChannelMoved if the channel is at its generation already, or further.
+    """
+    path = _path(run, record.name)
+    with run.lock():
+        current, written = _last(run, record.name)
+        if current is not None and written >= record.generation:
+            raise ChannelMoved(f"channel {record.name} is at generation {written} already")
+        run.manifest(record.step, hash=record.hash)
+        run.disk.make_folders(run.channels)
+        if current is not None:
+            run.disk.write_file(_before(path), seal(current.to_json()))
+        run.disk.write_file(path, seal(record.to_json()))
+
+
 def _target(run: Run, current: ChannelRecord) -> ChannelEntry | None:
     for entry in current.behind():
         if entry.hash != current.hash and _usable(run, entry, every_byte=True):
@@ -147,7 +168,7 @@ def _write(
     path = _path(run, name)
     run.disk.make_folders(run.channels)
     if current is not None:
-        run.disk.write_file(_before(path), seal(asdict(current)))
+        run.disk.write_file(_before(path), seal(current.to_json()))
     record = ChannelRecord(
         name=name,
         generation=_last(run, name)[1] + 1,
@@ -157,7 +178,7 @@ def _write(
         at=run.host.wall(),
         previous=(*current.previous, current.entry)[-HISTORY:] if current else (),
     )
-    run.disk.write_file(path, seal(asdict(record)))
+    run.disk.write_file(path, seal(record.to_json()))
     return record
 
 
@@ -174,9 +195,13 @@ def _last(run: Run, name: str) -> tuple[ChannelRecord | None, int]:
 
 
 def _read(path: Path, name: str) -> ChannelRecord | None:
-    value = read_record(path)
-    if value is None:
-        return None
+    data = read_bounded(path, MAX_RECORD)
+    return None if data is None else parse_channel(data, name)
+
+
+def parse_channel(data: bytes, name: str) -> ChannelRecord:
+    """Raises BadRecord unless `data` is a channel's record of that name."""
+    value = unseal(data, f"channel {name}")
     try:
         previous = tuple(ChannelEntry(**entry) for entry in value.pop("previous"))
         record = ChannelRecord(previous=previous, **value)

@@ -98,6 +98,23 @@ def commit(
     return manifest
 
 
+def adopt(staging: Staging, manifest: Manifest, files: Mapping[str, FileRecord]) -> None:
+    """Commits a copy: `files` of a step that was committed elsewhere, under its own manifest.
+
+    Whoever wrote them has checked their bytes. Raises CommitAborted after removing what was staged.
+    """
+    try:
+        _check_files(staging.folder, files)
+        staging.run.disk.write_new(staging.folder / NAME, manifest.to_bytes())
+        _make_visible(staging, manifest)
+    except BaseException as error:
+        staging.discard()
+        if isinstance(error, Exception) and not isinstance(error, CommitAborted):
+            raise CommitAborted(staging.rank, f"{type(error).__name__}: {error}") from error
+        raise
+    staging.release()
+
+
 def _gathered(
     parts: Sequence[Part | Failed | BaseException],
 ) -> tuple[dict[str, FileRecord], dict[str, TensorRecord]]:

@@ -32,6 +32,7 @@ from backends.wire import Frame, Status
 from backends.worker import DeviceThread, Intake
 
 if TYPE_CHECKING:
+    from backends.source import Source
     from backends.tensor.boot import Parts
     from backends.tensor.executor import Answer, Batch, Executor
     from backends.tensor.follower import Follower
@@ -65,6 +66,7 @@ class TensorReplica:
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
         self._follower: Follower | None = None
+        self._source: Source | None = None
         self._versions: dict[str, Version] = {}
         self._serving: Version | None = None
         self._failed, self._starting, self._draining = "", "importing torch", ""
@@ -119,6 +121,8 @@ class TensorReplica:
         if self._hung:
             return "failed", f"the batch on the device has run for {self._device.busy_s():.0f} s"
         reason = self._follower.reason() if self._follower else ""
+        if self._source is not None and self._source.problem:
+            reason = self._source.problem
         if self._serving is not None:
             return "ready", reason
         if self._follower is not None:
@@ -174,6 +178,8 @@ class TensorReplica:
         return answer if isinstance(answer, asyncio.Future) else self.status().to_json()
 
     def _reload(self) -> None:
+        if self._source is not None:
+            self._source.look_again()
         self._following().look_again()
 
     def _roll_back(self) -> None:
@@ -183,6 +189,8 @@ class TensorReplica:
         self._following().refuse(version, reason)
 
     def _point(self, **arguments: str) -> asyncio.Future[dict[str, Any]]:
+        if self._source is not None and self._source.is_copy:
+            raise Conflict(f"its run is a copy of {self._config.run}: publish there")
         return self._following().point(**arguments)
 
     def _following(self) -> Follower:
@@ -210,6 +218,8 @@ class TensorReplica:
         """Answer what is still owed with a fault; stop the threads; close the sockets."""
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._source is not None:
+            self._source.stop()
         if self._follower is not None:
             self._follower.stop()
         self._ledger.fail_all(NotReady("the replica ends").fault())
@@ -246,7 +256,10 @@ class TensorReplica:
             self._imported()
             self._events("booted", seconds=round(time.monotonic() - began, 3))
             if self._config.class_ is None:
-                self._post(self._follow, parts)
+                from backends.source import Source
+
+                source = Source(self._config, self._events, lambda: self._post(self.changed))
+                self._post(self._follow, parts, source)
             else:
                 self._post(self._attach, parts)
                 version = parts.loader.from_class(self._config.class_, self._config.config)
@@ -290,15 +303,14 @@ class TensorReplica:
         self._executor, self._starting = parts.executor, f"loading {self._config.class_}"
         self.changed()
 
-    def _follow(self, parts: Parts) -> None:
-        from backends.checkpoint import Run
+    def _follow(self, parts: Parts, source: Source) -> None:
         from backends.tensor.follower import Follower
 
         config = self._config
-        assert config.run is not None
-        self._executor = parts.executor
+        self._executor, self._source = parts.executor, source
+        source.start()
         self._follower = Follower(
-            Run(config.folder(config.run)),
+            source.run,
             config.channel,
             loader=parts.loader,
             reload=Reload(

@@ -102,3 +102,23 @@ def test_prune_deletes_what_nothing_needs(run, capsys):
     assert Run(run).steps() == [10, 15]  # 10 is where a rollback would go
     with pytest.raises(SystemExit):
         main(["prune", str(run), "--keep", "0"])
+
+
+def test_push_and_pull_carry_a_run_to_another_machine(run, tmp_path, capsys):
+    store = f"file://{tmp_path}/store"
+    assert main(["pull", str(tmp_path / "away"), store]) == 1
+    assert "has nothing yet" in capsys.readouterr().err
+    assert main(["push", str(run), store]) == 0
+    version = Run(run).manifest(15).version
+    assert f"stable is at {version} (generation 2)" in capsys.readouterr().out
+    assert main(["pull", str(tmp_path / "away"), store]) == 0
+    assert f"{version} is here" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "away")]) == 0  # the trainer's state too
+    assert main(["push", str(run), store, "--channel", "canary"]) == 1
+    assert "nothing was published to channel canary" in capsys.readouterr().err
+    assert main(["push", str(run), store, "--keep", "1"]) == 0
+    assert "deleted nothing" in capsys.readouterr().out  # a rollback would go to the other one
+    assert main(["push", str(run), "nosuch://x"]) == 1
+    assert "nosuch" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["push", str(run), store, "--option", "endpoint"])

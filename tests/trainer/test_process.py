@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from backends.checkpoint import Run, quarantine, read_channel, read_tensors
+from backends.checkpoint.mirror import newest_channel
+from backends.checkpoint.objects import Store
 from tests.trainer.ranks import journal, weight_hashes
 from tests.trainer.tiny import Points, Tiny
 from trainer.errors import BadPlugin, CommitFailed, ConfigError, Diverged, RunBusy, RunMismatch
@@ -261,3 +263,17 @@ def test_metrics_survive_a_line_cut_short(run: Path, train_here):
     assert train_here("steps=3") == 0
     assert [line["step"] for line in journal(run, "step")] == [1, 2, 3]
     assert len(journal(run, "end")) == 1
+
+
+def test_what_is_published_is_put_into_the_store(run, train_here, tmp_path, capsys):
+    store = f"file://{tmp_path}/store"
+    assert train_here("steps=5", f"publish.store={store}") == 0
+    assert f"and in {store}" in capsys.readouterr().out
+    record = newest_channel(Store(store), "stable")
+    assert record is not None and record.version == Run(run).manifest(5).version
+    # A store that fails does not undo what was published.
+    (tmp_path / "file").write_text("")
+    assert train_here("steps=10", f"publish.store=file://{tmp_path}/file/store") == 0
+    assert "NOT in file://" in capsys.readouterr().out
+    channel = read_channel(Run(run), "stable")
+    assert channel is not None and channel.step == 10
