@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,22 @@ class Trunk(nn.Module):
 class Decoder(nn.Module):
     """`Decoder(**config)`, `config` being a Hugging Face `config.json` of model_type llama, qwen2
     or qwen3. Raises UnsupportedModel, naming the key."""
+
+    # For `trainer`: where a pipeline may cut it, and how each module is cut over several devices.
+    pipeline = (("model.embed_tokens",), "model.layers", ("model.norm", "lm_head"))
+    tensor_plan: ClassVar[Mapping[str, str]] = {
+        "model.embed_tokens": "embed",
+        "model.layers.*.self_attn.[qk]_norm": "heads",
+        "model.layers.*norm": "sequence",
+        "model.layers.*.self_attn.[qkv]_proj": "columns",
+        "model.layers.*.self_attn.o_proj": "rows",
+        "model.layers.*.self_attn": "gather",
+        "model.layers.*.mlp.down_proj": "rows",
+        "model.layers.*.mlp.*_proj": "columns",
+        "model.layers.*.mlp": "gather",
+        "model.norm": "sequence",
+        "lm_head": "head",
+    }
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
