@@ -41,7 +41,8 @@ class ServerFailed(Exception):
 
 
 class Server:
-    """One server's processes. A context manager; leaving it stops all of them."""
+    """One server's processes. A context manager; leaving it stops all of them. `core`: the only one
+    that they may use."""
 
     def __init__(
         self,
@@ -51,14 +52,16 @@ class Server:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
+        core: int | None = None,
     ) -> None:
         self.name = name
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
         self._log = log
         self._mark = uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
             self._process = subprocess.Popen(
-                [str(part) for part in command],
+                [*pinned, *(str(part) for part in command)],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from bench.rivals import RIVALS
+from bench.rivals import ALL
 from bench.scenarios import MODULES, find
 
 
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
         title="rivals: python -m bench rivals install NAME",
         title_justify="left",
     )
-    for rival in RIVALS.values():
+    for rival in ALL.values():
         table.add_row(rival.name, rival.version(), rival.missing or "installed")
     console.print(table)
     console.print("simulations: python -m bench sim batching, python -m bench sim routing")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench.rivals import RIVALS, InstallFailed
+from bench.rivals import ALL, InstallFailed
 
 
 def main(args: argparse.Namespace) -> int:
-    unknown = [name for name in args.names if name not in RIVALS]
+    unknown = [name for name in args.names if name not in ALL]
     if unknown:
         print(
-            f"bench rivals install: no rival {unknown[0]!r}; there are {', '.join(RIVALS)}",
+            f"bench rivals install: no rival {unknown[0]!r}; there are {', '.join(ALL)}",
             file=sys.stderr,
         )
         return 2
     status = 0
-    for name in args.names or RIVALS:
-        rival = RIVALS[name]
+    for name in args.names or ALL:
+        rival = ALL[name]
         if rival.missing is None and not args.again:
             print(f"{name} {rival.version()}: installed")
             continue

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import Record
-from bench.rivals import RIVALS
+from bench.rivals import ALL, NoSuchRival
 from bench.scenarios import MODULES, Options, find
 
 
@@ -25,8 +25,8 @@ def main(args: argparse.Namespace) -> int:
         return 2
     rivals = None if args.rivals is None else tuple(filter(None, args.rivals.split(",")))
     for name in rivals or ():
-        if name not in RIVALS:
-            print(f"bench run: no rival {name!r}; there are {_all(RIVALS)}", file=sys.stderr)
+        if name not in ALL:
+            print(f"bench run: no rival {name!r}; there are {_all(ALL)}", file=sys.stderr)
             return 2
     # A terminated run stops its servers too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -40,7 +40,11 @@ def main(args: argparse.Namespace) -> int:
             folder=Path(folder),
             console=console,
         )
-        record = find(args.scenario).run(options)
+        try:
+            record = find(args.scenario).run(options)
+        except NoSuchRival as error:
+            print(f"bench run: {error}", file=sys.stderr)
+            return 2
     show(record, console)
     line = record.line()
     if args.json is not None:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from bench.bodies import rows_answer, rows_request
 from bench.contenders import Contender
+from bench.rivals.rival import Rival
 from bench.serving import ROOT, Server, free_port
 
 HERE = Path(__file__).parent
 
 
-def mosec(folder: Path, python: Path) -> Contender:
+def mosec(folder: Path, rival: Rival) -> Contender:
     port = free_port()
     command: list[str | Path] = [
-        python,
+        rival.python,
         HERE / "mosec" / "server.py",
         "--address",
         "127.0.0.1",
@@ -31,9 +32,9 @@ def mosec(folder: Path, python: Path) -> Contender:
     return Contender("mosec", server, _ready_at(port, "/"), path="/inference")
 
 
-def triton(folder: Path, python: Path) -> Contender:
+def triton(folder: Path, rival: Rival) -> Contender:
     """Its folders are laid out as Triton wants them: a backend, a repository with one version."""
-    lib = python.parent.parent / "lib"
+    lib = rival.python.parent.parent / "lib"
     (packages,) = lib.glob("python*/site-packages")
     home, version = packages / "pytriton" / "tritonserver", packages.parent.name
     backend, model = folder / "backends" / "python", folder / "repository" / "mlp"
@@ -60,17 +61,17 @@ def triton(folder: Path, python: Path) -> Contender:
     return Contender("triton", server, _ready_at(ports["http"], "/v2/health/ready"))
 
 
-def litserve(folder: Path, python: Path) -> Contender:
+def litserve(folder: Path, rival: Rival) -> Contender:
     port = free_port()
-    command: list[str | Path] = [python, HERE / "litserve" / "server.py", "--port", str(port)]
+    command: list[str | Path] = [rival.python, HERE / "litserve" / "server.py", "--port", str(port)]
     server = Server("litserve", command, log=folder / "litserve.log")
     return Contender("litserve", server, _ready_at(port, "/health"))
 
 
-def bentoml(folder: Path, python: Path) -> Contender:
+def bentoml(folder: Path, rival: Rival) -> Contender:
     port = free_port()
     command: list[str | Path] = [
-        python,
+        rival.python,
         "-m",
         "bentoml",
         "serve",
@@ -87,9 +88,9 @@ def bentoml(folder: Path, python: Path) -> Contender:
     )
 
 
-def ray(folder: Path, python: Path) -> Contender:
+def ray(folder: Path, rival: Rival) -> Contender:
     port = free_port()
-    command: list[str | Path] = [python, HERE / "ray" / "server.py", "--port", str(port)]
+    command: list[str | Path] = [rival.python, HERE / "ray" / "server.py", "--port", str(port)]
     command += ["--temp", str(folder / "ray")]
     env = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     server = Server("ray", command, log=folder / "ray.log", env=env)

@@ -21,6 +21,8 @@ MODULES = {
     "idle": "bench.scenarios.idle",
     "reload": "bench.scenarios.reload",
     "hot-path": "bench.scenarios.hot_path",
+    "relay": "bench.scenarios.relay",
+    "stream": "bench.scenarios.stream",
 }
 
 
