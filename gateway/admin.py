@@ -7,6 +7,7 @@ could send a POST as well.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import math
 from collections.abc import Awaitable, Callable
@@ -26,10 +27,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    """`open` starts it on a bound socket; `close` lets calls end."""
+    """`digest`: SHA-256 of the operators' key in hexadecimal; None: no key is needed. `open` starts
+    it on a bound socket; `close` lets calls end."""
 
-    def __init__(self, operations: Operations, key: str | None) -> None:
-        self._operations, self._key = operations, key
+    def __init__(self, operations: Operations, digest: str | None) -> None:
+        self._operations, self._digest = operations, digest
         app = web.Application(middlewares=[self._errors, self._guard], client_max_size=MAX_BODY)
         app.add_routes(
             [
@@ -49,8 +51,8 @@ class Admin:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
 
     @classmethod
-    async def open(cls, operations: Operations, listening: Listening, key: str | None) -> Admin:
-        admin = cls(operations, key)
+    async def open(cls, operations: Operations, listening: Listening, digest: str | None) -> Admin:
+        admin = cls(operations, digest)
         await admin._runner.setup()
         await web.SockSite(admin._runner, listening.sockets[0]).start()
         return admin
@@ -76,9 +78,10 @@ class Admin:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._key is not None and request.path != "/healthz":
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
+        if self._digest is not None and request.path != "/healthz":
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+            if scheme.lower() != "bearer" or not hmac.compare_digest(digest, self._digest):
                 raise ControlError(
                     "send the key of server.admin_key: authorization: Bearer KEY",
                     status=401,

@@ -60,6 +60,12 @@ def _schema(arguments: argparse.Namespace) -> int:
     return schema()
 
 
+def _key(arguments: argparse.Namespace) -> int:
+    from gateway.cli_key import key
+
+    return key(arguments.name, stdin=arguments.stdin)
+
+
 def _worker(arguments: argparse.Namespace) -> int:
     from gateway.worker import main as work
 
@@ -92,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "example:\n  python -m gateway schema > serve.schema.json\n"
     _verb(verbs, "schema", "print the JSON Schema of the configuration", text, _schema)
+
+    text = (
+        "The key is shown here and nowhere else; the configuration gets its hash.\n\n"
+        "example:\n  python -m gateway key app >> serve.toml\n"
+    )
+    key = _verb(verbs, "key", "make an API key and the table that lets it in", text, _key)
+    key.add_argument("name", help="of the key: the tenant that its requests belong to")
+    key.add_argument("--stdin", action="store_true", help="hash a key that is there already")
 
     status = _operation(verbs, "status", "show models, replicas and counters", "status")
     status.add_argument("--json", action="store_true", help="as the admin listener gives it")

@@ -8,11 +8,13 @@ Owns every key, its default and its meaning. The file comes first, then the envi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.config_access import KeyConfig, wrong_keys
 from gateway.config_canary import CanaryConfig
 from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
 from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
@@ -22,6 +24,7 @@ __all__ = [
     "CanaryConfig",
     "ConfigError",
     "GatewayConfig",
+    "KeyConfig",
     "ModelConfig",
     "Problem",
     "RelayConfig",
@@ -265,6 +268,11 @@ class ServerConfig:
         "operators must send it: `authorization: Bearer KEY`",
         default=None,
     )
+    admin_key_sha256: str | None = option(
+        Text("SHA-256 of the operators' key in hexadecimal", r"[0-9a-f]{64}"),
+        "instead of admin_key, so that the file holds no secret",
+        default=None,
+    )
     workers: int = option(Whole(1, 256), "gateway processes that share the port", default=1)
     max_body: int = option(Size(), "the largest request body", default=64 * 2**20)
     max_head: int = option(Size(), "the largest request line and headers", default=32 * 2**10)
@@ -289,9 +297,18 @@ class ServerConfig:
         Choice("debug", "info", "warning", "error"), "what is logged", default="info"
     )
 
+    @property
+    def admin_digest(self) -> str | None:
+        """SHA-256 of the operators' key in hexadecimal; None where they need none."""
+        if self.admin_key is not None:
+            return hashlib.sha256(self.admin_key.encode()).hexdigest()
+        return self.admin_key_sha256
+
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.listen == self.admin and not self.listen.endswith(":0"):
             yield "admin", f'"{self.admin}" is "listen" too; operators need an address of their own'
+        if self.admin_key and self.admin_key_sha256:
+            yield "admin_key_sha256", "give admin_key or its hash, not both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +319,7 @@ class GatewayConfig:
     models: tuple[ModelConfig, ...]
     path: Path
     routes: tuple[RouteConfig, ...] = ()
+    keys: tuple[KeyConfig, ...] = ()
 
     def replicas(self) -> Iterator[tuple[ModelConfig, ReplicaConfig]]:
         for model in self.models:
@@ -316,6 +334,7 @@ class FileTable:
     server: ServerConfig = table(ServerConfig)  # noqa: RUF009 - a field
     models: tuple[ModelConfig, ...] = tables(ModelConfig)
     routes: tuple[RouteConfig, ...] = tables(RouteConfig)
+    keys: tuple[KeyConfig, ...] = tables(KeyConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.models:
@@ -345,9 +364,13 @@ def parse(
         http = [model.name for model in models if model.http]
         for index, key, wrong in wrong_routes(file.routes, http):
             source.report(("routes", index, key), wrong)
+        for index, key, wrong in wrong_keys(file.keys, [model.name for model in models]):
+            source.report(("keys", index, key), wrong)
     source.refuse_if_wrong()
     assert file is not None  # a table that could not be read reported why
-    return GatewayConfig(server=file.server, models=models, path=path, routes=file.routes)
+    return GatewayConfig(
+        server=file.server, models=models, path=path, routes=file.routes, keys=file.keys
+    )
 
 
 def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> GatewayConfig:

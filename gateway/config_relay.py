@@ -76,6 +76,11 @@ class RelayConfig:
     connections: int = option(
         Whole(1, 65_536), "connections to one replica from one worker", default=4_096
     )
+    key_env: str | None = option(
+        Text("the name of an environment variable", r"[A-Za-z_][A-Za-z0-9_]*"),
+        "its value goes to the replicas as `authorization: Bearer …`, in place of the client's",
+        default=None,
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_sessions(self.sessions)
@@ -97,6 +102,9 @@ class RouteConfig:
     )
     timeout_ms: float | None = option(
         Number(above=0.0, most=1e8), "the deadline here; left out, the model's", default=None
+    )
+    public: bool = option(
+        Flag(), "where there are [[keys]]: anybody may use it without one", default=False
     )
     sessions: tuple[str, ...] | None = option(
         Texts("sources such as header:x-session-id, cookie:NAME, query:NAME, body:FIELD", _SESSION),

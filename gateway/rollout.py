@@ -200,7 +200,7 @@ def _refuse_fixed_keys(old: Settings, new: Settings) -> None:
         was, now = getattr(old.config.server, name), getattr(new.config.server, name)
         if name not in CHANGEABLE and was != now:
             line = line_of(lines, ("server", name))
-            shown = "" if name == "admin_key" else f" from {was} to {now}"
+            shown = "" if name.startswith("admin_key") else f" from {was} to {now}"
             problems.append(
                 Problem(
                     origin=f"{new.path}:{line}",

@@ -112,8 +112,8 @@ class Supervisor:
                 self._keep(worker.child)
             log.info("listening on %s, admin on %s", self.listen, self.admin)
             await self._launched.wait()
-            admin_key = self.config.server.admin_key
-            admin = await self._open_admin(self.operations, self._private, admin_key)
+            digest = self.config.server.admin_digest
+            admin = await self._open_admin(self.operations, self._private, digest)
             self._own(self._start_replicas())
             self._own(self.operations.watch())
             self._own(self.versions.run(self.operations.families))

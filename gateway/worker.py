@@ -20,6 +20,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from gateway.admit import Admittance
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
 from gateway.fleet import Fleet
@@ -41,6 +42,7 @@ class Serving:
     """What a configured worker consists of."""
 
     whole: WholeGateway
+    admit: Admittance
     fleet: Fleet
     lane: Lane
     sockets: WebSocketSurface
@@ -134,8 +136,10 @@ class Worker:
             )
 
         lane = Lane(resolve, pages.server, _limits(config))
+        admit = Admittance(relay, loop.time)
+        admit.apply(config, lane)
         _spare_the_collector()
-        self._serving = Serving(whole, fleet, lane, sockets, pages)
+        self._serving = Serving(whole, admit, fleet, lane, sockets, pages)
         return {"pid": os.getpid()}
 
     async def _accept(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +154,9 @@ class Worker:
 
     async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The supervisor has checked it; listeners and the lane's limits stay until a restart."""
-        self._now().fleet.apply(_parse(arguments))
+        serving, config = self._now(), _parse(arguments)
+        serving.fleet.apply(config)
+        serving.admit.apply(config, serving.lane)
         return {}
 
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +165,8 @@ class Worker:
     async def _metrics(self, arguments: dict[str, Any]) -> dict[str, Any]:
         serving = self._now()
         lane, sockets = lane_families(serving.lane.stats), serving.sockets.stats.families()
-        return {"families": [*serving.fleet.families(), *lane, *sockets]}
+        admit = serving.admit.families()
+        return {"families": [*serving.fleet.families(), *lane, *sockets, *admit]}
 
     async def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self._now().fleet.drain(arguments["replica"])

@@ -5,8 +5,20 @@ It knows nothing of models, tensors or replicas.
 """
 
 from gateway.lane.exchange import Exchange, Handler
-from gateway.lane.lane import HandOver, Lane, Resolve
+from gateway.lane.lane import Guard, HandOver, Lane, Resolve
 from gateway.lane.limits import LaneStats, Limits
+from gateway.lane.pattern import RequestHead
 from gateway.lane.response import field
 
-__all__ = ["Exchange", "HandOver", "Handler", "Lane", "LaneStats", "Limits", "Resolve", "field"]
+__all__ = [
+    "Exchange",
+    "Guard",
+    "HandOver",
+    "Handler",
+    "Lane",
+    "LaneStats",
+    "Limits",
+    "RequestHead",
+    "Resolve",
+    "field",
+]

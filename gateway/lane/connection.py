@@ -77,6 +77,8 @@ class Connection(Turns):
                 framing = head.framing
                 if framing.simple and end + framing.length == len(data):
                     handler = lane.resolve(head.method, head.path)
+                    if lane.guard is not None:
+                        handler = lane.guard(head, handler)
                     if handler is not None:
                         self._guess = end
                         if handler.streams:
@@ -175,6 +177,8 @@ class Connection(Turns):
         self._flags &= ~PARTIAL
         head = self.lane.heads.read(data[at:end])
         handler = self.lane.resolve(head.method, head.path)
+        if self.lane.guard is not None:
+            handler = self.lane.guard(head, handler)
         if handler is not None:
             self._begin(head, handler)
             return end

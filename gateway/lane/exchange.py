@@ -18,6 +18,7 @@ from gateway.lane.response import CHUNKED, CLOSE, KEEP_ALIVE, status_line
 
 if TYPE_CHECKING:
     from gateway.lane.turns import Turns
+    from gateway.tenants import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Exchange:
 
     The handler may set: `on_gone`, called once if the exchange ends before the response did and
     not by the handler (the client left, its body broke a rule); `on_writable`, called after
-    `write` returned False; `on_body` and `on_body_end`, for a streamed body, before it returns.
+    `write` returned False; `on_body` and `on_body_end`, for a streamed body, before it returns;
+    `on_end`, called once when the exchange has ended, in whatever way.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Exchange:
         "method",
         "on_body",
         "on_body_end",
+        "on_end",
         "on_gone",
         "on_writable",
         "path",
@@ -94,6 +97,7 @@ class Exchange:
         self.on_writable: Callable[[], None] | None = None
         self.on_body: Callable[[bytes], object] | None = None
         self.on_body_end: Callable[[], None] | None = None
+        self.on_end: Callable[[], None] | None = None
 
     # ------------------------------------------------------------------------------- the request
 
@@ -103,6 +107,11 @@ class Exchange:
             if known == name:
                 return value
         return None
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """Whose request it is; None where no key was asked for."""
+        return self.head.tenant
 
     @property
     def peer(self) -> str:
@@ -152,6 +161,8 @@ class Exchange:
                     conn.transport.write(data)
                 except RuntimeError:
                     conn.note_broken()
+                if self.on_end is not None:
+                    self.pass_ended()
                 return
         pieces = [body] if isinstance(body, bytes | bytearray | memoryview) else list(body)
         length = sum(map(_size, pieces))
@@ -259,6 +270,8 @@ class Exchange:
     def _finish(self, conn: Turns) -> None:
         self.phase, self._conn = ENDED, None
         self.on_gone = self.on_writable = self.on_body = self.on_body_end = None
+        if self.on_end is not None:
+            self.pass_ended()
         conn.finished(self)
 
     # --------------------------------------------------------------------- the connection's side
@@ -312,6 +325,16 @@ class Exchange:
         """Let go of the connection and the handler: nothing more passes between them."""
         self.phase, self._conn = ENDED, None
         self.on_gone = self.on_writable = self.on_body = self.on_body_end = None
+        if self.on_end is not None:
+            self.pass_ended()
+
+    def pass_ended(self) -> None:
+        ended, self.on_end = self.on_end, None
+        if ended is not None:
+            try:
+                ended()
+            except Exception:
+                log.exception("on_end of %s %s raised", self.method, self.path)
 
 
 def _size(piece: Buffer) -> int:

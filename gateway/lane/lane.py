@@ -13,6 +13,7 @@ from gateway.lane.connection import Connection
 from gateway.lane.exchange import Handler
 from gateway.lane.head import HeadReader
 from gateway.lane.limits import LaneStats, Limits
+from gateway.lane.pattern import RequestHead
 from gateway.lane.response import Prefixes
 
 # Connections looked at in one go: some 100 µs.
@@ -23,11 +24,13 @@ IDLE_GRACE_S = 0.05
 
 Resolve = Callable[[str, str], Handler | None]
 HandOver = Callable[[], asyncio.Protocol]
+Guard = Callable[[RequestHead, Handler | None], Handler | None]
 
 
 class Lane:
     """`resolve(method, path)`: who answers; None hands the connection to a protocol made by
-    `hand_over` (an aiohttp `web.Server`), or is 404 without one. `clock` is the loop's time."""
+    `hand_over` (an aiohttp `web.Server`), or is 404 without one. `guard(head, handler)`, where one
+    is set, has the last word on who answers. `clock` is the loop's time."""
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Lane:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.resolve, self.hand_over = resolve, hand_over
+        self.guard: Guard | None = None
         self.limits = limits or Limits()
         self.loop = asyncio.get_running_loop()
         self.clock = clock or self.loop.time

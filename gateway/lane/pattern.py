@@ -8,7 +8,12 @@ goes into a hole has no control character, so no byte outside the holes means an
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gateway.lane.framing import Framing
+
+if TYPE_CHECKING:
+    from gateway.tenants import Tenant
 
 # Maps the bytes that no value may have to zero.
 CONTROLS_TO_ZERO = bytes(0 if c == 127 or (c < 32 and c != 9) else 1 for c in range(256))
@@ -20,15 +25,18 @@ Field = tuple[bytes, bytes]
 
 
 class RequestHead:
-    """What a head says. Shared by all requests with the same bytes: never changed once read."""
+    """What a head says. Shared by all requests with the same bytes: never changed once read, but
+    for what the lane's guard notes of it: `tenant`, whose request it is, and when it was `seen`."""
 
-    __slots__ = ("framing", "headers", "method", "path", "query")
+    __slots__ = ("framing", "headers", "method", "path", "query", "seen", "tenant")
 
     def __init__(
         self, method: str, path: str, query: str, headers: list[Field], framing: Framing
     ) -> None:
         self.method, self.path, self.query = method, path, query
         self.headers, self.framing = headers, framing
+        self.tenant: Tenant | None = None
+        self.seen: object = None
 
 
 class Pattern:

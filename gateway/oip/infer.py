@@ -50,6 +50,9 @@ class InferDesk:
             terms = self.terms(exchange.headers)
             fields = terms.echo or self._made_id()
             view = self._directory.model(name)
+            tenant = exchange.tenant
+            if tenant is not None:
+                tenant.enter(exchange, name)
             if terms.version is not None:
                 version = _agreed(version, terms.version)
             pinned = None if version is None else pin(view, version)
@@ -77,6 +80,8 @@ class InferDesk:
                 session=terms.session,
                 version=pinned,
             )
+            if tenant is not None:
+                request.tenant, request.priority = tenant.name, tenant.priority(request.priority)
             exchange.on_gone = request.gone
             view.submit(request)
         except Exception as raised:

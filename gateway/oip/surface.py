@@ -148,11 +148,16 @@ class OipSurface:
             pin(view, version)
         return view
 
+    def _visible(self, exchange: Exchange) -> Sequence[ModelView]:
+        """What whoever asks may use."""
+        views, tenant = self._directory.models(), exchange.tenant
+        return views if tenant is None else [view for view in views if tenant.may(view.name)]
+
     # ------------------------------------------------------------------------------- statistics
 
     def _statistics(self, exchange: Exchange, model: str, version: str | None) -> None:
         """Of all models where the path names none."""
-        views = [self._directory.model(model)] if model else self._directory.models()
+        views = [self._directory.model(model)] if model else self._visible(exchange)
         if self._gather is None:
             own = {view.name: view.stats for view in views}
             self._tell_statistics(exchange, views, version, own)
@@ -192,10 +197,10 @@ class OipSurface:
         only_ready = asked.get("ready", False)
         if type(only_ready) is not bool:
             raise BadRequest("ready must be true or false", param="ready")
-        answer(exchange, documents.index(self._directory.models(), only_ready=only_ready))
+        answer(exchange, documents.index(self._visible(exchange), only_ready=only_ready))
 
     def _load(self, exchange: Exchange, model: str, version: str | None) -> None:
-        view = self._switchable(model)
+        view = self._switchable(exchange, model)
         for name in _parameters(exchange):
             raise BadRequest(
                 f"parameters.{name}: a model is loaded as the gateway's configuration and its "
@@ -205,7 +210,7 @@ class OipSurface:
         view.load(lambda error: _ended(exchange, error))
 
     def _unload(self, exchange: Exchange, model: str, version: str | None) -> None:
-        view = self._switchable(model)
+        view = self._switchable(exchange, model)
         for name, value in _parameters(exchange).items():
             # No model depends on another here: either value asks for the same.
             if name != "unload_dependents" or type(value) is not bool:
@@ -215,7 +220,9 @@ class OipSurface:
                 )
         view.unload(lambda error: _ended(exchange, error))
 
-    def _switchable(self, model: str) -> Switchable:
+    def _switchable(self, exchange: Exchange, model: str) -> Switchable:
+        if exchange.tenant is not None:
+            exchange.tenant.manage()
         view = self._directory.model(model)
         if not isinstance(view, Switchable):
             raise Unsupported(f"model {model!r} cannot be loaded or unloaded through this server")
@@ -285,7 +292,13 @@ class _Bound:
         self._act, self._model, self._version = act, model, version
 
     def __call__(self, exchange: Exchange) -> None:
-        _guarded(exchange, self._act, self._model, self._version)
+        _guarded(exchange, self._allowed, self._model, self._version)
+
+    def _allowed(self, exchange: Exchange, model: str, version: str | None) -> None:
+        tenant = exchange.tenant
+        if tenant is not None and model:
+            tenant.allow(model)
+        self._act(exchange, model, version)
 
 
 class _Refusal:

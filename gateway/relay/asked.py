@@ -17,6 +17,8 @@ from gateway.relay.head import request_start
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 # What says how long the client will wait, and in what part of seconds; the second is the SDKs' way.
 _DEADLINES = ((b"x-deadline-ms", 1e-3), (b"x-stainless-read-timeout", 1.0))
+# Where clients put their key; OpenAI's and OIP's use the first, Azure's and Anthropic's the others.
+CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
 # Longer ones are no identifiers.
 MAX_ID = 256
 
@@ -28,6 +30,8 @@ class Asked:
 
     __slots__ = (
         "_head",
+        "_key",
+        "_ours",
         "_scheme",
         "_starts",
         "_target",
@@ -39,8 +43,11 @@ class Asked:
         "upgrade",
     )
 
-    def __init__(self, exchange: Exchange, sessions: SessionSources, strip: int) -> None:
-        """`strip`: characters of the path that the upstream does not see. Raises BadRequest."""
+    def __init__(
+        self, exchange: Exchange, sessions: SessionSources, strip: int, key: bytes = b""
+    ) -> None:
+        """`strip`: characters of the path that the upstream does not see. `key`: the header line of
+        the replicas' own key. Raises BadRequest."""
         head = exchange.head
         fields = dict(reversed(head.headers))  # the first of equal names counts
         self._head, self._scheme = head, b"https" if exchange.tls else b"http"
@@ -48,6 +55,8 @@ class Asked:
         if not path.startswith("/") and path != "*":
             path = "/" + path
         self._target = (f"{path}?{head.query}" if head.query else path).encode()
+        # What let the client in here is not for the replicas.
+        self._key, self._ours = key, CREDENTIALS if key or exchange.tenant else frozenset[bytes]()
         self._starts: dict[tuple[bytes | None, bytes], bytes] = {}
         self.is_head = head.method == "HEAD"
         self.idempotent = head.method in _IDEMPOTENT or b"idempotency-key" in fields
@@ -55,7 +64,7 @@ class Asked:
         self.deadline_s = inf
         for name, unit in _DEADLINES:
             if name in fields:
-                self.deadline_s = min(self.deadline_s, _seconds(name, fields[name], unit))
+                self.deadline_s = min(self.deadline_s, read_seconds(name, fields[name], unit))
         given = fields.get(b"x-request-id", b"")
         if len(given) > MAX_ID:
             raise _bad(b"x-request-id", given, f"at most {MAX_ID} bytes")
@@ -74,11 +83,14 @@ class Asked:
                 host=host,
                 scheme=self._scheme,
                 upgrade=self.upgrade,
+                ours=self._ours,
+                key=self._key,
             )
         return known
 
 
-def _seconds(name: bytes, value: bytes, unit: float) -> float:
+def read_seconds(name: bytes, value: bytes, unit: float) -> float:
+    """A header's number, in parts of a second. Raises BadRequest."""
     whole, _, decimals = value.partition(b".")
     if not (whole + decimals).isdigit() or len(value) > 15 or not float(value):
         raise _bad(name, value, "a number above 0")

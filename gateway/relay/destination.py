@@ -37,7 +37,8 @@ class Ids:
 
 class Destination:
     """`openai`: whether clients read errors in OpenAI's form. `strip`: characters of the path that
-    the upstream does not see. `sessions` and `timeout_s` are the pool's where a route has none."""
+    the upstream does not see. `sessions` and `timeout_s` are the pool's where a route has none.
+    `public`: no key is needed there."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Destination:
         strip: int = 0,
         sessions: Sequence[str] | None = None,
         timeout_s: float | None = None,
+        public: bool = False,
     ) -> None:
         relay = pool.config.relay
         # Ours first: the application's own cookies may come and go, as at a login.
@@ -60,7 +62,8 @@ class Destination:
         self.cookie = relay.cookie
         self.replay = relay.replay
         self.timeout_s = timeout_s or pool.config.timeout_ms / 1e3
-        self._strip = strip
+        self.public = public
+        self._strip, self._key = strip, _key(relay.key_env)
         self._asked: dict[object, Asked] = {}  # by the lane's heads
 
     def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
@@ -83,14 +86,27 @@ class Destination:
         asked = self._asked.get(exchange.head)
         if asked is None:
             try:
-                asked = Asked(exchange, self.sessions, self._strip)
+                asked = Asked(exchange, self.sessions, self._strip, self._key)
             except GatewayError as error:
                 refuse(exchange, error, openai=self.openai)
                 return
             if len(self._asked) >= HEADS:
                 self._asked.clear()
             self._asked[exchange.head] = asked
+        tenant = exchange.tenant
+        if tenant is not None:
+            try:
+                tenant.enter(exchange, self.pool.name)
+            except GatewayError as error:
+                refuse(exchange, error, openai=self.openai, fields=asked.request_id)
+                return
         session = asked.session
         if fields and not self.fields.isdisjoint(fields):
             session = self.sessions.key(exchange.header, exchange.query, fields)
         Transit(self, exchange, asked, session, body, complete=complete).begin()
+
+
+def _key(variable: str | None) -> bytes:
+    """The header line with the replicas' own key, which the environment has."""
+    value = os.environ.get(variable, "") if variable else ""
+    return field(b"authorization", f"Bearer {value}") if value else b""

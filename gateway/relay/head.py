@@ -65,10 +65,13 @@ def request_start(
     host: bytes | None,
     scheme: bytes,
     upgrade: bool = False,
+    ours: frozenset[bytes] = frozenset(),
+    key: bytes = b"",
 ) -> bytes:
     """What of a request's head is the same whenever a client sends these bytes; `request_end`
-    follows. `host` None keeps the client's. `upgrade`: its Connection and Upgrade fields stay."""
-    dropped = _REQUEST_OWN
+    follows. `host` None keeps the client's. `upgrade`: its Connection and Upgrade fields stay.
+    `ours`: fields that were meant for the gateway; `key`: a line that replaces them."""
+    dropped = _REQUEST_OWN | ours if ours else _REQUEST_OWN
     original_host = via = protocol = b""
     own: Headers = []
     lines = []
@@ -95,7 +98,7 @@ def request_start(
         method,
         target,
         original_host if host is None else host,
-        b"".join(lines),
+        b"".join(lines) + key,
         protocol,
         scheme,
         b"x-forwarded-host: %b\r\n" % original_host if original_host else b"",

@@ -63,7 +63,22 @@ class RelaySurface:
             strip=len(route.path) if route.strip_prefix and route.path != "/" else 0,
             sessions=route.sessions,
             timeout_s=None if route.timeout_ms is None else route.timeout_ms / 1e3,
+            public=route.public,
         )
+
+    def public(self, path: str, host: bytes | None) -> bool | None:
+        """Whether the route there is open to all; None where none leads there."""
+        if not self._table.covers(path):
+            return None
+        destination = self._table.find(path, host)
+        return destination is not None and destination.public
+
+    def openai(self, path: str, host: bytes | None) -> bool:
+        """Whether clients there read errors in OpenAI's form."""
+        if self._table.covers(path):
+            destination = self._table.find(path, host)
+            return destination is not None and destination.openai
+        return path == "/v1" or path.startswith("/v1/")
 
     def resolve(self, method: str, path: str) -> Handler | None:
         """The lane's question; `path` is raw. None for what is not relayed."""
@@ -137,7 +152,12 @@ class RelaySurface:
             refuse(exchange, error, openai=True)
             return
         if exchange.path == MODELS:
-            models = [self._model(name) for name in self._names]
+            tenant = exchange.tenant
+            models = [
+                self._model(name)
+                for name, destination in self._names.items()
+                if tenant is None or tenant.may(destination.pool.name)
+            ]
             exchange.respond(200, orjson.dumps({"object": "list", "data": models}))
             return
         name = unquote(exchange.path.removeprefix(MODELS + "/"))

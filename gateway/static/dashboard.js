@@ -190,8 +190,19 @@ function show(status, samples) {
   byId("events").replaceChildren(...(events.length ? events : [none]));
 }
 
+// Where the gateway has keys, one is asked for once and kept as long as the tab.
+let key = sessionStorage.getItem("key");
+let declined = false;
+
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const options = { cache: "no-store", headers, signal: AbortSignal.timeout(5000) };
+  const answer = await fetch(path, options);
+  if (answer.status === 401 && !declined) {
+    const given = window.prompt("This gateway wants a key:");
+    declined = !given;
+    if (given) sessionStorage.setItem("key", (key = given.trim()));
+  }
   if (!answer.ok) throw new Error(`${path}: status ${answer.status}`);
   return answer;
 }

@@ -71,6 +71,7 @@ class Desk:
             )
         version = take_text(document, "model_version")
         view = self._directory.model(model)
+        socket.enter(name, model)
         pinned = pin(view, version) if version else None
         codec = self._codecs.get(model)
         if codec is None or codec.signature is not view.signature:
@@ -93,6 +94,8 @@ class Desk:
             session=asked.session,
             version=pinned,
         )
+        if (tenant := socket.tenant) is not None:
+            request.tenant, request.priority = tenant.name, tenant.priority(request.priority)
         view.submit(request)
 
     def _stream(

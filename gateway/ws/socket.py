@@ -16,6 +16,7 @@ from gateway.errors import GatewayError, LimitReached, Shed
 from gateway.lane import Exchange
 from gateway.oip.terms import Terms
 from gateway.request import TensorRequest
+from gateway.tenants import Visit
 from gateway.ws.errors import GoingAway
 from gateway.ws.frames import (
     CLOSE,
@@ -75,17 +76,21 @@ class Socket:
         "_since",
         "_state",
         "_unsent",
+        "_visits",
         "_waiting",
         "_writable",
         "asked",
         "live",
+        "tenant",
         "timing",
     )
 
     def __init__(self, hub: WebSocketSurface, exchange: Exchange, terms: Terms) -> None:
         self._hub, self._exchange = hub, exchange
         self.asked, self.timing = asked_by(terms), terms.timing
+        self.tenant = exchange.tenant
         self.live: dict[str, TensorRequest | Stream] = {}
+        self._visits: dict[str, Visit] | None = None  # of live requests, where there are tenants
         self._reader = FrameReader(hub.limits.max_message)
         self._state = OPEN
         self._held = self._partial = 0  # bytes of live requests, and of a message not whole yet
@@ -212,12 +217,25 @@ class Socket:
 
     # ---------------------------------------------------------------------------- for the requests
 
+    def enter(self, name: str, model: str, tokens: float = 0.0) -> Visit | None:
+        """Admit the request `name` to the model; None where there are no tenants. It ends with the
+        request. Raises GatewayError."""
+        if self.tenant is None:
+            return None
+        visit = self.tenant.take(model, tokens)
+        if self._visits is None:
+            self._visits = {}
+        self._visits[name] = visit
+        return visit
+
     def taken(self, size: int) -> None:
         self._held += size
         self._hub.held += size
 
     def ended(self, name: str, size: int) -> None:
         self.live.pop(name, None)
+        if self._visits and (visit := self._visits.pop(name, None)) is not None:
+            visit.end()
         self._held -= size
         self._hub.held -= size
         if self._hub.draining and not self.live:

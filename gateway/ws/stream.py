@@ -15,6 +15,7 @@ from gateway.errors import Cancelled, GatewayError
 from gateway.ws.messages import Asked, error_frame, text_frame
 
 if TYPE_CHECKING:
+    from gateway.tenants import Tenant, Visit
     from gateway.ws.socket import Socket
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,16 @@ class Stream:
     @property
     def deadline(self) -> float:
         return self.arrived + self.asked.deadline_s
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """Whose request it is; None where no key was asked for."""
+        return self._socket.tenant if self._socket is not None else None
+
+    def enter(self, model: str, tokens: float = 0.0) -> Visit | None:
+        """Have the request admitted, once, before anything is begun for it; set `tokens` of what
+        comes back when they are known. None where there are no tenants. Raises GatewayError."""
+        return self._socket.enter(self.id, model, tokens) if self._socket is not None else None
 
     def delta(self, fields: Mapping[str, Any]) -> bool:
         """A piece of the answer. False: it was taken, but the client is slow; wait for

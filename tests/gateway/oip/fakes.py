@@ -46,7 +46,9 @@ class FakeExchange:
     ) -> None:
         self.method, self.path, self.query, self.body = method, path, "", body
         self.headers, self.arrived = list(headers), arrived
+        self.tenant = None
         self.on_gone: Callable[[], None] | None = None
+        self.on_end: Callable[[], None] | None = None
         self.status = 0
         self.content_type = b""
         self.fields: dict[str, str] = {}
