@@ -30,6 +30,7 @@ from trainer.pulse import Pulse, Reading
 from trainer.resume import Start
 from trainer.state import Lineage, Snapshot, TrainState
 from trainer.weights import WeightFiles
+from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,10 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
     except ValueError as error:
         raise loaded.error("parallel", str(error)) from error
     definition = define(config.model, root, config.seed)
+    try:
+        refuse_mesh(config.sync, mesh)
+    except ValueError as error:
+        raise loaded.error("sync.method", str(error)) from error
     return Session(loaded, mesh, definition, open_data(config.data, root))
 
 
@@ -76,20 +81,26 @@ def build_loop(
     """Everything that trains, with the state of `start`. Collective."""
     config, data = session.loaded.config, session.data
     mesh = open_mesh(session.mesh, world.device, world.rank)
-    parallel = parallelise(session.definition, mesh)
-    optimizer = Optimizer(dict(parallel.model.named_parameters()), config.optimizer)
-    state = TrainState(parallel.model, optimizer)
+    inner = replica_mesh(config.sync, mesh)
+    parallel = parallelise(session.definition, inner)
+    sync = choose_method(config.sync, mesh, parallel)
+    optimizer = Optimizer(updated_here(sync, parallel.model), config.optimizer)
+    state = TrainState(parallel.model, optimizer, sync)
     if start.hash is not None:
-        state.load(session.run.folder(start.step), world.background)
+        folder = session.run.folder(start.step)
+        if not state.load(folder, start.step, world.background):
+            text = "replicas were kept together differently: going on from what they had agreed on"
+            reporter.event("resume_note", f"! {text}", note=text)
     rank, ranks = mesh.data_rank, mesh.plan.data_ranks
     held_out = HeldOutBatches(data.held_out, config.evaluate.batch_size, rank, ranks)
     parts = Parts(
         parallel=parallel,
         optimizer=optimizer,
+        sync=sync,
         batches=TrainBatches(data.train, config.data, config.seed, rank, ranks),
         evaluator=Evaluator(parallel.objective, held_out, world.ranks, world.device),
-        committer=_committer(session, world, mesh, state, start, reporter),
-        pulse=Pulse(world.ranks, session.mesh.dp_replicate, world.device),
+        committer=_committer(session, world, inner, state, start, reporter),
+        pulse=_pulse(session, world, mesh),
         stop=stop,
         reporter=reporter,
         align=state.align_buffers if world.ranks > 1 else lambda: None,
@@ -99,6 +110,16 @@ def build_loop(
 
 
 def _committer(
+def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
+    plan, sync = session.mesh, session.loaded.config.sync
+    if sync.method == "gradients":
+        return Pulse(world.ranks, plan.dp_replicate, world.device)
+    if sync.method == "broadcast":  # each gradient is whole on its root, and nowhere else
+        return Pulse(world.ranks, 1, world.device)
+    shape = Apart(sync.every, plan.dp_replicate, plan.dp_shard, mesh.within(), mesh.between())
+    return Pulse(world.ranks, 1, world.device, shape)
+
+
     session: Session,
     world: World,
     mesh: Mesh,

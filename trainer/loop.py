@@ -26,6 +26,7 @@ from trainer.pulse import Pulse, Reading, Totals
 from trainer.resume import Start
 from trainer.schedule import factor
 from trainer.seeds import derive, seed_torch
+from trainer.sync import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Parts:
     """What the loop drives; `check` sees the first reading, `align` evens out buffers."""
 
     parallel: Parallel
+    sync: Method
     optimizer: Optimizer
     batches: TrainBatches
     evaluator: Evaluator
@@ -91,6 +93,8 @@ class Loop:
                 self._parts.committer.begin(Moment(step, self._position(step), evaluation))
             self._hear()
         self._parts.reporter.flush(position=self._position(step), lr=self._rate(step))
+        exchanged = self._parts.sync.exchanged
+        self._parts.reporter.event("exchanged", method=self._config.sync.method, bytes=exchanged)
         self._settle()
         if self._last is not None and not self._last.good:
             raise self._commit_failed(self._last)
@@ -112,17 +116,18 @@ class Loop:
         for index, piece in enumerate(batches):
             # Dropout and the like draw what this step draws, whatever was drawn before.
             seed_torch(derive(self._config.seed, "step", step, index, self._rank), self._device)
-            parts.parallel.sync.before_backward(last=index == pieces - 1)
+            parts.sync.before_backward(last=index == pieces - 1)
             loss, metrics = parts.parallel.objective(piece.batch)
             totals.add(loss, metrics, piece.weight)
             # The synchronisation takes the mean over ranks of what is here a weighted part.
             scale = piece.weight * self._ranks
             (loss if scale == 1 else loss * scale).backward()
-        parts.parallel.sync.after_backward()
+        parts.sync.after_backward()
         squares = parts.optimizer.take_gradients()
         norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed is not None)
         self._clip(norm)
         parts.optimizer.step(step, self._rate(step))
+        parts.sync.after_step(step)
 
     def _clip(self, norm: torch.Tensor) -> None:
         limit = self._config.optimizer.clip
@@ -170,7 +175,8 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         self._parts.align()
-        evaluation = self._parts.evaluator.run()
+        with self._parts.sync.agreed():
+            evaluation = self._parts.evaluator.run()
         text = f"step {step}  held out: {show(evaluation)}"
         self._parts.reporter.event("evaluation", text, step=step, **evaluation)
         return evaluation

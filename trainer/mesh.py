@@ -6,9 +6,10 @@ tensor) join `MeshPlan`. Invariant: the order is (dp_replicate, dp_shard), the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainer.config import ParallelConfig
@@ -71,6 +72,30 @@ class Mesh:
     @property
     def data_rank(self) -> int:
         return self.rank
+
+    @property
+    def replica(self) -> int:
+        """Which copy of the model this rank belongs to."""
+        return self.rank // self.plan.dp_shard
+
+    def between(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the same part in each replica; None where that is everyone."""
+        if self.shards is None or self.plan.dp_replicate == 1:
+            return None
+        return self.shards.get_group("dp_replicate")
+
+    def within(self) -> dist.ProcessGroup | None:
+        """The ranks of this replica; None where that is this one alone, or everyone."""
+        if self.shards is None or self.plan.dp_replicate == 1:
+            return None
+        return self.shards.get_group("dp_shard")
+
+    def one_replica(self) -> Mesh:
+        """The same ranks as a replica sees them: as if there were no other."""
+        plan = replace(self.plan, dp_replicate=1)
+        if self.shards is None or self.host is None or self.plan.dp_replicate == 1:
+            return replace(self, plan=plan)
+        return replace(self, plan=plan, shards=self.shards["dp_shard"], host=self.host["dp_shard"])
 
 
 def open_mesh(plan: MeshPlan, device: torch.device, rank: int) -> Mesh:

@@ -50,6 +50,8 @@ class Optimizer:
                 local(grad) if grad is not None else torch.zeros_like(local(parameter))
             )
             parameter.grad = None
+        if not self._grads:  # where others hold all parameters there are
+            return torch.zeros((), dtype=torch.float64)
         norms = torch._foreach_norm(list(self._grads.values()), 2)
         return torch.stack([norm.double() for norm in norms]).square().sum()
 

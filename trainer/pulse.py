@@ -56,12 +56,31 @@ class Totals:
             self.values[name] = share if known is None else known + share
 
 
-class Pulse:
-    """Sends and reads the vector. `copies` is how many ranks hold the same gradient shard."""
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Replicas that tell each other only every so many steps; within each, the ranks always do."""
 
-    def __init__(self, ranks: int, copies: int, device: torch.device) -> None:
+    every: int
+    replicas: int
+    ranks: int  # of each replica
+    within: dist.ProcessGroup | None
+    between: dist.ProcessGroup | None
+
+
+class Pulse:
+    """Sends and reads the vector. `copies` is how many ranks hold the same gradient shard.
+
+    Replicas that are `apart` have a norm each, by which they clip; what is read is the root of the
+    mean square.
+    """
+
+    def __init__(
+        self, ranks: int, copies: int, device: torch.device, apart: Apart | None = None
+    ) -> None:
         self._ranks, self._copies, self._device = ranks, copies, device
-        self._lag = device.type != "cpu"
+        self._apart = apart
+        self._lag = device.type != "cpu" and apart is None
+        self._unshared: list[tuple[int, Tensor]] = []
         self._names: tuple[str, ...] | None = None
         self._unread: deque[tuple[int, Tensor]] = deque()
 
@@ -82,13 +101,32 @@ class Pulse:
             [squares / self._copies, *flags, totals.values["loss"]]
             + [totals.values[name] for name in names]
         )
-        if self._ranks > 1:
-            dist.all_reduce(vector)
-        self._unread.append((step, vector))
+        if self._apart is None:
+            if self._ranks > 1:
+                dist.all_reduce(vector)
+            self._unread.append((step, vector))
+            return vector[NORM].sqrt()
+        if self._apart.ranks > 1:
+            dist.all_reduce(vector, group=self._apart.within)
+        self._unshared.append((step, vector))
         return vector[NORM].sqrt()
 
+    def _share(self, apart: Apart) -> None:
+        """Between replicas, for all steps since the last time."""
+        steps = [step for step, _ in self._unshared]
+        vectors = torch.stack([vector for _, vector in self._unshared])
+        if apart.replicas > 1:
+            dist.all_reduce(vectors, group=apart.between)
+        vectors[:, NORM] /= apart.replicas
+        self._unread.extend(zip(steps, vectors, strict=True))
+        self._unshared.clear()
+
     def readings(self, *, all: bool = False) -> Iterator[Reading]:
-        """What has not been read yet, oldest first; `all` waits for the newest too."""
+        """What has not been read yet, oldest first; `all` waits for the newest too. Collective."""
+        if self._apart is not None and self._unshared:
+            newest, _ = self._unshared[-1]
+            if all or newest % self._apart.every == 0:
+                self._share(self._apart)
         while len(self._unread) > (0 if all or not self._lag else 1):
             step, vector = self._unread.popleft()
             values = vector.tolist()

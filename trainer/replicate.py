@@ -27,10 +27,14 @@ class Bucket:
         self.flat: Tensor | None = None
         self.work: dist.Work | None = None
 
-    def launch(self, group: dist.ProcessGroup | None, ranks: int) -> None:
+    def pack(self, ranks: int) -> Tensor:
+        """This rank's part of the mean gradient."""
         # A parameter that this rank's samples did not touch may have a gradient elsewhere.
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        self.flat = torch.cat([grad.reshape(-1) for grad in grads]).div_(ranks)
+        return torch.cat([grad.reshape(-1) for grad in grads]).div_(ranks)
+
+    def launch(self, group: dist.ProcessGroup | None, ranks: int) -> None:
+        self.flat = self.pack(ranks)
         self.work = dist.all_reduce(self.flat, group=group, async_op=True)
 
     def land(self) -> None:
@@ -46,14 +50,20 @@ class Bucket:
 
 
 class Replicated:
-    """The synchronisation of replicas (see `parallel.GradientSync`)."""
+    """The synchronisation of replicas (see `parallel.GradientSync`). `exchanged` counts the bytes
+    that this rank has handed over."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], ranks: int, group: dist.ProcessGroup | None = None
+        self,
+        parameters: Sequence[nn.Parameter],
+        ranks: int,
+        group: dist.ProcessGroup | None = None,
+        buckets: Sequence[Bucket] | None = None,
     ) -> None:
         self._group, self._ranks = group, ranks
-        self._buckets = _fill(parameters)
+        self._buckets = buckets or [Bucket(members) for members in fill(parameters)]
         self._launched, self._last = 0, False
+        self.exchanged = 0
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 hook = self._ready(bucket)
@@ -83,17 +93,20 @@ class Replicated:
     def _launch(self, until: int) -> None:
         for bucket in self._buckets[self._launched : until]:
             bucket.launch(self._group, self._ranks)
+            assert bucket.flat is not None
+            self.exchanged += bucket.flat.nbytes
         self._launched = max(self._launched, until)
 
 
-def _fill(parameters: Sequence[nn.Parameter]) -> list[Bucket]:
+def fill(parameters: Sequence[nn.Parameter], limit: int = BUCKET_BYTES) -> list[list[nn.Parameter]]:
+    """The parameters in reverse order, cut into lists of one dtype and about `limit` bytes."""
     buckets: list[list[nn.Parameter]] = []
     room, dtype = 0, None
     for parameter in reversed(parameters):
         size = parameter.numel() * parameter.element_size()
         if not buckets or size > room or parameter.dtype != dtype:
             buckets.append([])
-            room, dtype = BUCKET_BYTES, parameter.dtype
+            room, dtype = limit, parameter.dtype
         buckets[-1].append(parameter)
         room -= size
-    return [Bucket(bucket) for bucket in buckets]
+    return buckets

@@ -24,9 +24,13 @@ from backends.checkpoint import Part, Staging
 from trainer.errors import BadPlugin, RunMismatch, StateFailed
 from trainer.optim import Optimizer
 from trainer.shards import is_sharded, local, wrapper
+from trainer.sync import Method
+from trainer.sync.restore import choose_sources
 
 MODEL = "model."
 FOLDER = "state"
+# How replicas were kept together.
+SHAPE = "sync.shape"
 LINEAGE = "trainer.json"
 
 
@@ -65,11 +69,12 @@ def weights(model: nn.Module) -> Weights:
 
 
 class TrainState:
-    """The live tensors of a run."""
+    """The live tensors of a run. `sync` says which are the agreed ones, and what else it needs."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, sync: Method) -> None:
         self._optimizer = optimizer
         self._model = model
+        self._sync = sync
 
     def weights(self) -> Weights:
         return weights(self._model)
@@ -77,22 +82,39 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """All of them, sharded where they are, sharing memory with the live ones."""
         stored = self.weights().stored
-        found = {MODEL + name: tensor.detach() for name, tensor in stored.items()}
+        found = {MODEL + name: self._sync.stored(name, t).detach() for name, t in stored.items()}
         for slot, moments in self._optimizer.slots.items():
             for name, moment in moments.items():
                 wrap = wrapper(self._optimizer.parameters[name])
-                found[f"optimizer.{slot}.{name}"] = wrap(moment)
-        return found
+                found[f"{self._sync.own}optimizer.{slot}.{name}"] = wrap(moment)
+        return found | dict(self._sync.tensors())
 
-    def load(self, folder: Path, group: dist.ProcessGroup | None) -> None:
-        """Overwrites the live tensors from a checkpoint's folder. Collective."""
+    def load(self, folder: Path, step: int, group: dist.ProcessGroup | None) -> bool:
+        """Overwrites the live tensors from a checkpoint's folder. Collective.
+
+        Returns whether all were there: not if replicas were kept together in another way, or were
+        others in number; they go on from the agreed parameters then.
+        """
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
         _expect_one_process(group)
         reader = FileSystemReader(folder / FOLDER)
-        with _translated():
-            load(self.tensors(), storage_reader=reader, process_group=group, no_dist=group is None)
+
+        def read(tensors: dict[str, Tensor]) -> None:
+            with _translated():
+                load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+
+        wanted, stored = self.tensors(), reader.read_metadata().state_dict_metadata.keys()
+        same = wanted.keys() <= stored
+        if SHAPE in wanted and SHAPE in stored:  # the same on every rank, which `same` is not yet
+            shape = torch.zeros_like(wanted[SHAPE])
+            read({SHAPE: shape})
+            same = torch.equal(shape, wanted.pop(SHAPE)) and same
+        sources = choose_sources(wanted, stored, same=same)
+        read({sources[name]: tensor for name, tensor in wanted.items() if name in sources})
+        self._sync.resume(step, same)
+        return same
 
     def align_buffers(self) -> None:
         """Gives every rank rank 0's buffers (running means, say). Collective among ranks."""

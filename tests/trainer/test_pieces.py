@@ -15,14 +15,16 @@ from trainer.elastic import AGAIN_S, Place, Stop
 from trainer.errors import BadPlugin, ConfigError
 from trainer.metrics import PLAIN_SECONDS, Plain
 from trainer.optim import Optimizer
+from trainer.parallel import Alone
 from trainer.pulse import Pulse, Totals
 from trainer.state import Snapshot, TrainState, weights
+from trainer.sync import Gradients
 
 
 def test_what_is_staged_does_not_change_with_the_live_tensors():
     model = Tiny()
     optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig(lr=0.1))
-    state = TrainState(model, optimizer)
+    state = TrainState(model, optimizer, Gradients(Alone()))
     snapshot = Snapshot(state, None)
     snapshot.take()
     taken = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
