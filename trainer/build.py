@@ -26,11 +26,12 @@ from trainer.model import Definition, define
 from trainer.optim import Optimizer
 from trainer.parallel import parallelise
 from trainer.probe import Prober, probe_inputs
-from trainer.pulse import Apart, Pulse, Reading
+from trainer.publish import Publisher
+from trainer.pulse import Pulse, Reading
 from trainer.resume import Start
 from trainer.state import Lineage, Snapshot, TrainState
-from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
 from trainer.weights import WeightFiles
+from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
         mesh = MeshPlan.of(config.parallel, ranks)
     except ValueError as error:
         raise loaded.error("parallel", str(error)) from error
+    definition = define(config.model, root, config.seed)
     try:
         refuse_mesh(config.sync, mesh)
     except ValueError as error:
         raise loaded.error("sync.method", str(error)) from error
-    definition = define(config.model, root, config.seed)
     return Session(loaded, mesh, definition, open_data(config.data, root))
 
 
@@ -95,8 +96,8 @@ def build_loop(
     held_out = HeldOutBatches(data.held_out, config.evaluate.batch_size, rank, ranks)
     parts = Parts(
         parallel=parallel,
-        sync=sync,
         optimizer=optimizer,
+        sync=sync,
         batches=TrainBatches(data.train, config.data, config.seed, rank, ranks),
         evaluator=Evaluator(parallel.objective, held_out, world.ranks, world.device),
         committer=_committer(session, world, inner, state, start, reporter),
@@ -109,6 +110,7 @@ def build_loop(
     return Loop(config, parts, world.device, rank, ranks)
 
 
+def _committer(
 def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
     plan, sync = session.mesh, session.loaded.config.sync
     if sync.method == "gradients":
@@ -119,7 +121,6 @@ def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
     return Pulse(world.ranks, 1, world.device, shape)
 
 
-def _committer(
     session: Session,
     world: World,
     mesh: Mesh,
@@ -157,6 +158,7 @@ def _committer(
         # Never used before in this run, also not by a process that died.
         attempt=world.leader(lambda: f"{world.place.restarts}_{uuid.uuid4().hex[:8]}"),
         parent=start.hash,
+        publisher=Publisher(session.run, session.loaded.config) if world.leads else None,
     )
 
 

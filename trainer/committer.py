@@ -1,7 +1,7 @@
 """Commits: from a moment of the training to a step on disk, on all ranks or on none.
 
 Owns the staging copy, the thread that writes while training goes on (mode "async"), and the order
-of writing: state, model files, probe, manifest, retention. One commit is under way at a time.
+of writing: state, model files, probe, manifest, channel, retention; one commit at a time.
 Invariant: every rank sees the same outcome; a rank that fails to write still takes part in all
 collectives, so the others learn of it and none of them waits for ever.
 """
@@ -33,6 +33,7 @@ from trainer.config import CheckpointConfig
 from trainer.elastic import World
 from trainer.errors import StateFailed
 from trainer.probe import Prober
+from trainer.publish import Published, Publisher
 from trainer.state import Lineage, Snapshot, adopt, save, write_lineage
 from trainer.weights import WeightFiles
 
@@ -55,6 +56,7 @@ class Outcome:
     hash: str | None = None
     reason: str = ""
     pruned: tuple[int, ...] = ()
+    published: Published | None = None  # what became of it, where it was to be published
     unpruned: str = ""  # why retention could not do its work
     stalled_s: float = 0.0  # training stood still for so long
     seconds: float = 0.0  # from the copy to the rename
@@ -91,10 +93,11 @@ class Committer:
         *,
         attempt: str,
         parent: str | None,
+        publisher: Publisher | None = None,
     ) -> None:
         self._run, self._world, self._config, self._record = run, world, config, record
         self._snapshot, self._files, self._prober = snapshot, files, prober
-        self._attempt, self._parent = attempt, parent
+        self._attempt, self._parent, self._publisher = attempt, parent, publisher
         self._thread: threading.Thread | None = None
         # Filled by the writing thread, emptied by the training's.
         self._outcomes: deque[Outcome] = deque()
@@ -208,12 +211,23 @@ class Committer:
             )
         except CommitAborted as error:
             return Outcome(moment.step, reason=str(error))
-        outcome = Outcome(moment.step, manifest.version, manifest.hash)
+        published = self._publish(moment.step)
+        outcome = Outcome(moment.step, manifest.version, manifest.hash, published=published)
         try:
             pruned = prune(self._run, self._config.keep, self._config.keep_every)
         except (CheckpointError, OSError) as error:
             return replace(outcome, unpruned=f"{type(error).__name__}: {error}")
         return replace(outcome, pruned=tuple(pruned))
+
+    def _publish(self, step: int) -> Published | None:
+        """Before retention looks: what a channel points at stays."""
+        if self._publisher is None or not self._publisher.due(step):
+            return None
+        try:
+            return self._publisher.publish(step)
+        except (CheckpointError, OSError) as error:
+            why = {"reason": str(error), "step": step}
+            return Published(f"NOT published: {error}", (("not_published", why),))
 
     def _collect(self, parts: list[Part | Failed]) -> list[Part | Failed | BaseException]:
         """Everybody's parts, on rank 0."""

@@ -118,6 +118,9 @@ class PublishConfig:
     channel: str | None = key(
         CHANNEL, "where the run's last version is published; left out, nowhere", default=None
     )
+    every: int | None = key(
+        whole(1), "steps between versions that are published while it trains", default=None
+    )
     require: Gate = key(
         parsed('conditions such as "accuracy >= 0.97 and loss < 0.2"', Gate.parse),
         "what the evaluation must say; worse is committed, but not published",
@@ -222,6 +225,11 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         yield "sync.every", f"steps = {config.steps} is no multiple: the last would be lost"
     if config.publish.require and config.publish.channel is None:
         yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
+    every, commits = config.publish.every, config.checkpoint.every
+    if every is not None and config.publish.channel is None:
+        yield "publish.every", 'needs a channel; name one with publish.channel = "stable"'
+    elif every is not None and (commits is None or every % commits):
+        yield "publish.every", f"expected a multiple of checkpoint.every, which is {commits}"
     if config.publish.store and config.publish.channel is None:
         yield "publish.store", 'gets what a channel gets; name one with publish.channel = "stable"'
     if config.publish.store_options and not config.publish.store:

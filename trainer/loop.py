@@ -197,6 +197,10 @@ class Loop:
                     seconds=round(outcome.seconds, 6),
                     pruned=outcome.pruned,
                 )
+                if outcome.published is not None:
+                    for name, fields in outcome.published.events:
+                        report(name, **fields)
+                    report("channel", f"step {step}  channel: {outcome.published.text}", step=step)
                 if outcome.unpruned:
                     text = f"! old checkpoints stay for now: {outcome.unpruned}"
                     report("prune_failed", text, step=step, reason=outcome.unpruned)

@@ -16,12 +16,12 @@ from backends.checkpoint import CheckpointError
 from trainer.build import Session, build_loop, prepare
 from trainer.config import Loaded
 from trainer.elastic import Place, Stop, World, choose_device, join
-from trainer.errors import GateRefused, TrainerError
+from trainer.errors import TrainerError
 from trainer.lock import RunLock
 from trainer.loop import Ending
 from trainer.metrics import Journal, Live, Plain, Reporter, View, show
 from trainer.plan import plan, world_ranks
-from trainer.publish import publish_step
+from trainer.publish import Publisher
 from trainer.resume import Start, choose
 from trainer.state import check_lineage
 
@@ -136,11 +136,13 @@ def _announce(session: Session, world: World, start: Start, reporter: Reporter) 
 def _conclude(session: Session, start: Start, ending: Ending, reporter: Reporter) -> None:
     """Publishes, and says how the run ended. Raises CheckpointError when publishing fails."""
     manifest = session.run.manifest(ending.step)
-    channel = _publish(session, ending.step, reporter)
+    published = Publisher(session.run, session.loaded.config).publish(ending.step)
+    for name, fields in published.events:
+        reporter.event(name, **fields)
     lines = [
         f"held out   {show(manifest.evaluation)}",
         f"version    {manifest.version}",
-        f"channel    {channel}",
+        f"channel    {published.text}",
     ]
     if ending.seconds:
         steps, samples = ending.step - start.step, ending.position - start.position
@@ -151,40 +153,7 @@ def _conclude(session: Session, start: Start, ending: Ending, reporter: Reporter
         "\n".join(lines),
         step=ending.step,
         version=manifest.version,
-        channel=channel,
+        channel=published.text,
         seconds=round(ending.seconds, 3),
         evaluation=dict(manifest.evaluation),
     )
-
-
-def _publish(session: Session, step: int, reporter: Reporter) -> str:
-    """What became of it, for people."""
-    config = session.loaded.config.publish
-    if config.channel is None:
-        return "none (publish.channel names none)"
-    if step != session.loaded.config.steps:
-        return f"{config.channel} stays: step {step} is past steps = {session.loaded.config.steps}"
-    try:
-        record, changed = publish_step(session.run, step, config.channel, config.require)
-    except GateRefused as error:
-        reporter.event("not_published", channel=config.channel, reason=str(error))
-        return f"{config.channel} stays as it was: {error}"
-    reporter.event("published", channel=record.name, generation=record.generation, step=step)
-    told = f"{record.name}, generation {record.generation}" + ("" if changed else " (as before)")
-    return told + (_push(session, record.name, reporter) if config.store else "")
-
-
-def _push(session: Session, channel: str, reporter: Reporter) -> str:
-    """A store that fails does not undo what was published here; `trainer push` tries again."""
-    from backends.checkpoint.mirror import push
-    from backends.checkpoint.objects import Store
-
-    config = session.loaded.config.publish
-    assert config.store is not None
-    try:
-        push(session.run, channel, Store(config.store, **config.store_options))
-    except CheckpointError as error:
-        reporter.event("not_pushed", store=config.store, reason=str(error))
-        return f"; NOT in {config.store}: {error}"
-    reporter.event("pushed", store=config.store, channel=channel)
-    return f"; and in {config.store}"

@@ -277,3 +277,29 @@ def test_what_is_published_is_put_into_the_store(run, train_here, tmp_path, caps
     assert "NOT in file://" in capsys.readouterr().out
     channel = read_channel(Run(run), "stable")
     assert channel is not None and channel.step == 10
+
+
+def test_versions_are_published_while_it_trains(run, train_here, capsys):
+    every = ("steps=30", "checkpoint.every=5", "publish.every=10", "checkpoint.keep=1")
+    assert train_here(*every) == 0
+    channel = read_channel(Run(run), "stable")
+    assert channel is not None
+    assert [entry.step for entry in (*channel.previous, channel.entry)] == [10, 20, 30]
+    assert [line["step"] for line in journal(run, "published")] == [10, 20, 30]
+    assert "step 20  channel: stable, generation 2" in capsys.readouterr().out
+    # Retention spares what the channel pointed at, and where a rollback would have gone.
+    assert Run(run).steps() == [10, 20, 30]
+
+
+def test_what_the_gate_refuses_on_the_way_is_committed_only(run, train_here):
+    gate = ("publish.require=loss < 1e-9", "steps=20", "checkpoint.every=5", "publish.every=10")
+    assert train_here(*gate) == 0
+    assert read_channel(Run(run), "stable") is None
+    refusals = journal(run, "not_published")
+    assert len(refusals) == 2 and "loss < 1e-09" in refusals[0]["reason"]
+
+
+@pytest.mark.parametrize("every", ["3", "12"])
+def test_what_is_published_on_the_way_must_be_committed_there(train_here, every):
+    with pytest.raises(ConfigError, match=r"multiple of checkpoint\.every"):
+        train_here("checkpoint.every=5", f"publish.every={every}")
