@@ -13,12 +13,14 @@ class GatewayError(Exception):
     """`message` is for the client and names the field at fault; `param` is that field's path.
 
     `retry_after` (seconds) is said only when it is known to be true. `retryable`: whether the same
-    request may succeed elsewhere or later.
+    request may succeed elsewhere or later. `should_retry`: what SDKs are told about that, where we
+    know better than they.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
+    should_retry: ClassVar[bool | None] = None
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -90,12 +92,14 @@ class Shed(GatewayError):
     """Refused for load: it would not be answered in time, or its queue is full."""
 
     status, code, retryable = 429, "overloaded", True
+    should_retry = True
 
 
 class LimitReached(GatewayError):
     """The tenant's own limit."""
 
     status, code, retryable = 429, "rate_limit_exceeded", True
+    should_retry = True
 
 
 class DeadlineExceeded(GatewayError):
@@ -115,6 +119,14 @@ class ReplicaNonsense(GatewayError):
     """The replica died or answered what is no answer, and no other could be asked."""
 
     status, code, retryable = 502, "bad_replica", True
+
+
+class Poisonous(GatewayError):
+    """The request has killed a replica that had nothing else to do: it is not tried again, neither
+    by us nor, please, by the client."""
+
+    status, code = 502, "poisonous_request"
+    should_retry = False
 
 
 class ReplicaSilent(GatewayError):

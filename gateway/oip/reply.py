@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
 import orjson
@@ -16,6 +15,7 @@ import orjson
 from backends.wire import Buffer
 from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.lane import Exchange, field
+from gateway.retry_advice import advice
 
 # Below it a compressed body is no smaller.
 MIN_COMPRESSED = 256
@@ -32,8 +32,7 @@ def answer(exchange: Exchange, document: Any, status: int = 200) -> None:
 
 def refuse(exchange: Exchange, error: GatewayError, fields: bytes = b"") -> None:
     """`fields`: further header lines."""
-    if error.retry_after is not None:
-        fields += b"retry-after: %d\r\n" % max(1, ceil(error.retry_after))
+    fields += advice(error, fields)
     if isinstance(error, MethodNotAllowed):
         fields += field(b"allow", error.allow)
     exchange.respond(error.status, orjson.dumps({"error": error.message}), fields=fields)

@@ -5,12 +5,11 @@ Owns that form. On /v1 it is OpenAI's, which SDKs parse; elsewhere that of the o
 
 from __future__ import annotations
 
-from math import ceil
-
 import orjson
 
 from gateway.errors import GatewayError
 from gateway.lane import Exchange
+from gateway.retry_advice import advice
 
 # What SDKs call the classes of errors; they go by the status, people read the type.
 _TYPES = {
@@ -41,8 +40,7 @@ def error_document(error: GatewayError, *, openai: bool) -> bytes:
 
 def refuse(exchange: Exchange, error: GatewayError, *, openai: bool, fields: bytes = b"") -> None:
     """Answer with the error; `fields`: further header lines, rendered."""
-    if error.retry_after is not None:
-        fields += b"retry-after: %d\r\n" % max(1, ceil(error.retry_after))
+    fields += advice(error, fields)
     exchange.respond(error.status, error_document(error, openai=openai), fields=fields)
 
 
