@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gateway.config_access import KeyConfig, wrong_keys
 from gateway.config_canary import CanaryConfig
+from gateway.config_generation import GenerationConfig
 from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
 from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
 from gateway.config_source import ConfigError, Problem, Source, table, tables
@@ -24,6 +25,7 @@ __all__ = [
     "CanaryConfig",
     "ConfigError",
     "GatewayConfig",
+    "GenerationConfig",
     "KeyConfig",
     "ModelConfig",
     "Problem",
@@ -40,12 +42,14 @@ __all__ = [
 # A name is a part of paths, labels and file names of sockets (which the kernel keeps short).
 NAME = Text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # As `policy.routing` has them, which the supervisor does without: it imports little.
-ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "predictive")
+ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "prefix", "predictive")
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
 _LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
 _REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")
 _URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?|unix:/.+")
 DAY = 86_400.0
+# Deadlines of requests that bring none: of tensors, and of what is generated.
+SHORT_MS, LONG_MS = 30_000.0, 600_000.0
 
 
 def split_listen(listen: str) -> tuple[str, int] | str:
@@ -186,6 +190,11 @@ class ModelConfig:
     """One model that clients name, its replicas and its limits."""
 
     name: str = option(NAME, "what clients ask for")
+    kind: str | None = option(
+        Choice("tensor", "llm"),
+        "native: what its replicas must be; left out, they say it",
+        default=None,
+    )
     replicas: tuple[ReplicaConfig, ...] = tables(_ReplicaTable)
     slo_ms: float | None = option(
         Number(above=0.0, most=1e7),
@@ -194,7 +203,8 @@ class ModelConfig:
     )
     timeout_ms: float = option(
         Number(above=0.0, most=1e8),
-        "the deadline of requests that bring none; left out, 30 s, and 10 min of http replicas",
+        "the deadline of requests that bring none; left out, 30 s, and 10 min of http replicas and "
+        "of language models",
         default=None,
     )
     max_queue: int = option(
@@ -225,11 +235,13 @@ class ModelConfig:
 
     relay: RelayConfig = table(RelayConfig)  # noqa: RUF009 - a field
     canary: CanaryConfig = table(CanaryConfig)  # noqa: RUF009 - a field
+    generation: GenerationConfig = table(GenerationConfig)  # noqa: RUF009 - a field
 
     def __post_init__(self) -> None:
         """What is left out goes by the kind of replicas."""
         if self.timeout_ms is None:
-            object.__setattr__(self, "timeout_ms", 600_000.0 if self.http else 30_000.0)
+            long = self.http or self.kind == "llm"
+            object.__setattr__(self, "timeout_ms", LONG_MS if long else SHORT_MS)
         if self.routing is None:
             object.__setattr__(self, "routing", "session" if self.http else "wlc")
 
@@ -237,6 +249,13 @@ class ModelConfig:
     def http(self) -> bool:
         """Whether it is relayed: its replicas are HTTP servers."""
         return any(replica is not None and replica.kind == "http" for replica in self.replicas)
+
+    @property
+    def call_timeout_ms(self) -> float:
+        """The deadline of calls that bring none. That a model takes calls may be heard only when
+        its replicas are there, so what was left out is not what tensors get."""
+        undeclared = self.kind is None and self.timeout_ms == SHORT_MS
+        return LONG_MS if undeclared else self.timeout_ms
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.replicas:
@@ -251,8 +270,18 @@ class ModelConfig:
                 yield "routing", 'expected "session": relay.cookie and relay.strict are of sessions'
             if self.canary.channel is not None:
                 yield "canary", "only models with native replicas follow channels"
+            if self.kind is not None:
+                yield "kind", "only native replicas say what they are"
+            if self.generation != GenerationConfig():
+                yield "generation", "only for native replicas; [models.relay] has the like"
         elif self.relay != RelayConfig():
             yield "relay", "only models with http replicas are relayed"
+        if self.routing == "prefix" and self.kind != "llm":
+            yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
+        if self.kind == "llm":
+            for key in ("slo_ms", "max_batch_size", "max_batch_elements"):
+                if getattr(self, key) is not None:
+                    yield key, 'only models of kind "tensor" have it'
         if self.max_batch_size is not None and self.max_batch_size > self.max_queue:
             yield "max_queue", f"must hold one batch of max_batch_size = {self.max_batch_size} rows"
 

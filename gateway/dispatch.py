@@ -321,7 +321,7 @@ class Dispatcher:
         flight.lease.release(now)
         replica.ended(flight.takes_s, now)
         if flight.permit.record(now, outcome) is State.CLOSED:
-            replica.load.restart(now)  # it has recovered: slow start
+            replica.recovered(now)
         self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
         flight.replica.settled()
 

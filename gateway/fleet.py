@@ -14,10 +14,12 @@ from typing import Any
 
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.errors import GatewayError, ModelNotFound, NoReplica, NotFound
+from gateway.generation.door import Door, Doors
 from gateway.http_fleet import HttpFleet
 from gateway.http_pool import HttpPool
 from gateway.measures import Family
 from gateway.model import Model, Switch
+from gateway.openai.native import NativeDestination
 from gateway.replica import NativeReplica
 
 
@@ -42,6 +44,8 @@ class Fleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self.http = HttpFleet(runtime, loop=loop, rng=rng)
+        self._doors = Doors()
+        self._by_door: dict[str, Door] = {}
         self.apply(config)
 
     # ------------------------------------------------------------------------------- the directory
@@ -90,7 +94,7 @@ class Fleet:
         if self.http.knows(name):
             self.http.set_weight(name, weight)
         else:
-            self.replica(name).load.set_weight(weight, self._loop.time())
+            self.replica(name).set_weight(weight, self._loop.time())
 
     async def met(self, within_s: float) -> None:
         """Until each replica has been heard or has turned out not to be there."""
@@ -120,6 +124,21 @@ class Fleet:
             else:
                 model.reconfigure(model_config)
             self._match_replicas(model, model_config)
+        self.http.surface.add(self._named())
+
+    def _named(self) -> dict[str, NativeDestination]:
+        """What clients of /v1 may ask for, made anew: a model may take calls by other names now."""
+        held, named = self.http.surface.held, {}
+        self._by_door = {}
+        for model in self._models.values():
+            door = self._by_door[model.name] = Door(model.calls, self._doors)
+            for name in model.config.generation.names or (model.name,):
+                named[name] = NativeDestination(door, held)
+        return named
+
+    def door(self, model: str) -> Door:
+        """Where calls of the model come in. Raises ModelNotFound."""
+        return self._by_door[self.model(model).name]
 
     def _match_replicas(self, model: Model, config: ModelConfig) -> None:
         wanted = {replica.name: replica for replica in config.replicas}
@@ -132,7 +151,7 @@ class Fleet:
         have = {replica.name: replica for replica in model.replicas}
         for name, spec in wanted.items():
             if name in have:
-                have[name].load.set_weight(spec.weight, self._loop.time())
+                have[name].set_weight(spec.weight, self._loop.time())
             else:
                 self._begin(model, spec)
         model.changed()

@@ -1,22 +1,34 @@
 """One wire connection to a native replica: many frames in flight, each with one answer.
 
-Owns the socket and the table of frames that wait for their terminal answer. It never connects again
-and never retries: its replica does. Invariant: every frame that was sent with a callback gets that
-callback exactly once, with the answering frame or with `None` when the connection is lost.
+Owns the socket and the tables of what waits for its terminal answer: frames, and calls, whose
+answers come in pieces. It never connects again and never retries: its replica does. Invariant:
+each of them hears of its end exactly once, by the terminal answer or by the loss of the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from backends import wire
-from backends.wire import Buffer, Frame, Kind, Status
+from backends.wire import Buffer, Fault, Frame, Kind, Piece, Status
 
 OnAnswer = Callable[[Frame | None], None]
 
+
+class Caller(Protocol):
+    """Who sent a CALL. It hears pieces, the last of which is final, or a failure instead."""
+
+    def piece(self, piece: Piece, data: memoryview) -> None: ...
+    def failed(self, fault: Fault | None) -> None:
+        """None: the connection is lost."""
+
+
 _TERMINAL = frozenset({Kind.RESULT, Kind.REPLY, Kind.ERROR})
+_NO_CALL = Fault(
+    status=502, code="bad_replica", message="the replica answered a call as if it were none"
+)
 
 
 class Link(asyncio.BufferedProtocol):
@@ -32,6 +44,7 @@ class Link(asyncio.BufferedProtocol):
         self._on_status, self._on_lost, self._gateway = on_status, on_lost, gateway
         self._decoder = wire.Decoder()
         self._waiting: dict[int, OnAnswer] = {}
+        self._calls: dict[int, Caller] = {}
         self._next_id = 1
         self._transport: asyncio.Transport | None = None
         self._why = "closed by the replica"
@@ -41,7 +54,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def in_flight(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._calls)
 
     def send(
         self, kind: Kind, meta: Any, data: Sequence[Buffer] = (), *, on_answer: OnAnswer
@@ -54,9 +67,18 @@ class Link(asyncio.BufferedProtocol):
         self._write(frame)
         return id
 
+    def call(self, meta: Any, body: Buffer, caller: Caller) -> int:
+        """Send a CALL; its id. Raises WireError where it is too large to be sent."""
+        id = self._next_id
+        frame = wire.encode(Kind.CALL, id, meta, (body,))
+        self._next_id = id + 1
+        self._calls[id] = caller
+        self._write(frame)
+        return id
+
     def cancel(self, id: int) -> None:
         """Its client has gone; the terminal answer still comes."""
-        if id in self._waiting:
+        if id in self._waiting or id in self._calls:
             self._write(wire.encode(Kind.CANCEL, id))
 
     def ping(self) -> None:
@@ -111,16 +133,28 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         waiting, self._waiting = self._waiting, {}
+        calls, self._calls = self._calls, {}
         # The owner first: it must not route to this link while its requests are placed again.
         self._on_lost(self, str(exc) if exc is not None else self._why)
         for on_answer in waiting.values():
             on_answer(None)
+        for caller in calls.values():
+            caller.failed(None)
 
     def _frame(self, frame: Frame) -> None:
-        if frame.kind in _TERMINAL:
+        if frame.kind == Kind.STREAM:
+            for piece, data in wire.split_stream(frame):
+                table = self._calls
+                caller = table.pop(piece.id, None) if piece.final else table.get(piece.id)
+                if caller is not None:
+                    caller.piece(piece, data)
+        elif frame.kind in _TERMINAL:
             on_answer = self._waiting.pop(frame.id, None)
             if on_answer is not None:
                 on_answer(frame)
+            elif (called := self._calls.pop(frame.id, None)) is not None:
+                is_fault = frame.kind == Kind.ERROR
+                called.failed(Fault.from_json(frame.json()) if is_fault else _NO_CALL)
             elif frame.id == 0 and frame.kind == Kind.ERROR:
                 self.abort(f"the replica refused the connection: {frame.json()}")
         elif frame.kind == Kind.STATUS:

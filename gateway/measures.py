@@ -121,38 +121,38 @@ class Measures:
         """For the worker's snapshot: [name, type, help, label names, [[label values], value] …]."""
         ends = {"done": self.done, "failed": self.failed, "cancelled": self.cancelled}
         return [
-            _family("penstock_requests_total", "counter", "Requests by how they ended.",
+            family("penstock_requests_total", "counter", "Requests by how they ended.",
                     ["model", "end"], [[[model, end], n] for end, n in ends.items()]),
-            _family("penstock_requests_accepted_total", "counter", "Requests taken in.",
+            family("penstock_requests_accepted_total", "counter", "Requests taken in.",
                     ["model"], [[[model], self.accepted]]),
-            _family("penstock_requests_live", "gauge", "Requests that have not ended.",
+            family("penstock_requests_live", "gauge", "Requests that have not ended.",
                     ["model"], [[[model], live]]),
-            _family("penstock_requests_waiting", "gauge", "Requests in the queue.",
+            family("penstock_requests_waiting", "gauge", "Requests in the queue.",
                     ["model"], [[[model], waiting]]),
-            _family("penstock_requests_retried_total", "counter",
+            family("penstock_requests_retried_total", "counter",
                     "Requests put back to the queue because their replica did not answer.",
                     ["model"], [[[model], self.retried]]),
-            _family("penstock_errors_total", "counter", "Failed requests by the error's code.",
+            family("penstock_errors_total", "counter", "Failed requests by the error's code.",
                     ["model", "code"], [[[model, c], n] for c, n in self.codes.items()]),
-            _family("penstock_batches_total", "counter", "Batches by why they were sent.",
+            family("penstock_batches_total", "counter", "Batches by why they were sent.",
                     ["model", "reason"], [[[model, r], n] for r, n in self.reasons.items()]),
-            _family("penstock_answers_total", "counter", "Answers by replica and version.",
+            family("penstock_answers_total", "counter", "Answers by replica and version.",
                     ["model", "replica", "version"],
                     [[[model, *key], n] for key, n in self.by_replica.items()]),
-            _family("penstock_version_failures_total", "counter",
+            family("penstock_version_failures_total", "counter",
                     "Requests on which a version failed, or during which its replica died.",
                     ["model", "version"],
                     [[[model, v], m.failed] for v, m in self.by_version.items()]),
-            _family("penstock_version_seconds", "histogram",
+            family("penstock_version_seconds", "histogram",
                     "At the replica, by the version that answered.", ["model", "version"],
                     [[[model, v], m.latency.to_json()] for v, m in self.by_version.items()]),
-            _family("penstock_request_seconds", "histogram", "From arrival to the answer.",
+            family("penstock_request_seconds", "histogram", "From arrival to the answer.",
                     ["model"], [[[model], self.latency.to_json()]]),
-            _family("penstock_queue_seconds", "histogram", "From arrival to the batch's departure.",
+            family("penstock_queue_seconds", "histogram", "From arrival to the batch's departure.",
                     ["model"], [[[model], self.queue.to_json()]]),
-            _family("penstock_service_seconds", "histogram", "Of a batch on the device.",
+            family("penstock_service_seconds", "histogram", "Of a batch on the device.",
                     ["model"], [[[model], self.service.to_json()]]),
-            _family("penstock_batch_rows", "histogram", "Rows that the gateway sent together.",
+            family("penstock_batch_rows", "histogram", "Rows that the gateway sent together.",
                     ["model"], [[[model], self.batch_rows.to_json()]]),
         ]  # fmt: skip
 
@@ -161,17 +161,17 @@ def lane_families(stats: LaneStats) -> list[Family]:
     """The same for the worker's lane."""
     refused = {"refused": stats.refused, "timeout": stats.timeouts, "gone": stats.gone}
     return [
-        _family("penstock_connections_accepted_total", "counter", "Connections taken in.",
+        family("penstock_connections_accepted_total", "counter", "Connections taken in.",
                 [], [[[], stats.accepted]]),
-        _family("penstock_connections_open", "gauge", "Connections that are open.",
+        family("penstock_connections_open", "gauge", "Connections that are open.",
                 [], [[[], stats.open]]),
-        _family("penstock_http_requests_total", "counter", "Requests by the lane that served them.",
+        family("penstock_http_requests_total", "counter", "Requests by the lane that served them.",
                 ["lane"], [[["fast"], stats.requests], [["app"], stats.handed_over]]),
-        _family("penstock_http_broken_total", "counter",
+        family("penstock_http_broken_total", "counter",
                 "Requests refused or broken off by the lane itself.",
                 ["why"], [[[why], count] for why, count in refused.items()]),
     ]  # fmt: skip
 
 
-def _family(name: str, kind: str, text: str, labels: list[str], values: list[Any]) -> Family:
+def family(name: str, kind: str, text: str, labels: list[str], values: list[Any]) -> Family:
     return [name, kind, text, labels, *values]

@@ -1,6 +1,7 @@
-"""One tensor model in one worker: what it takes in, what it refuses, what it says of itself.
+"""One native model in one worker: what it takes in, what it refuses, what it says of itself.
 
-Owns the model's live requests and their deadlines; its dispatcher owns their way to the replicas.
+Owns the model's live tensor requests and their deadlines; its dispatcher owns their way to the
+replicas. Calls, which replicas answer in words, are in the hands of `generation.pool`.
 Invariants: each submitted request is finished exactly once, by its deadline (and one tick) at the
 latest; accepted = done + failed + cancelled + live.
 """
@@ -24,6 +25,7 @@ from gateway.errors import (
     NotFound,
     Shed,
 )
+from gateway.generation.pool import CallPool
 from gateway.measures import Family, Measures
 from gateway.oip.directory import Done
 from gateway.oip.statistics import ModelStats
@@ -53,8 +55,6 @@ Switch = Callable[[str, str, Done], None]
 class Model:
     """`replicas` is the fleet's to fill; it calls `changed` after every change."""
 
-    kind = "tensor"
-
     def __init__(
         self,
         config: ModelConfig,
@@ -70,6 +70,7 @@ class Model:
         self.signature: Signature | None = None  # until a replica has said it
         self._sizes: Sizes | None = None
         self.versions: tuple[str, ...] = ()  # that can be asked for; the default one first
+        self.kind = config.kind or "tensor"  # until a replica says otherwise
         self.ready = False
         self.unloaded = False
         self._switch, self._loop, self._rng = switch, loop, rng
@@ -85,6 +86,7 @@ class Model:
             measures=self.measures,
             loop=loop,
         )
+        self.calls = CallPool(self, config, loop=loop, rng=rng)
 
     # ---------------------------------------------------------------------------------- requests
 
@@ -168,6 +170,8 @@ class Model:
         ready = [replica for replica in self.replicas if replica.ready]
         # What serves by default comes first: not what is tried.
         ready.sort(key=self._tries)
+        if ready:
+            self.kind = ready[0].status.kind
         fresh = ready[0].signature if ready else self.signature
         renewed = fresh != self.signature
         if renewed and fresh is not None:
@@ -185,6 +189,7 @@ class Model:
                 + [version for replica in ready for version in replica.status.versions]
             )
         )
+        self.calls.changed()
         self._dispatcher.update(self.replicas)
         self._dispatcher.reseat(self._waiting())
         if set(old) - set(self.versions) and self.ready:
@@ -205,6 +210,7 @@ class Model:
             self._dispatcher.route_by(make_router(config.routing, self._rng))
         if config.canary != self.config.canary:
             self._dispatcher.split_by(config.canary)
+        self.calls.reconfigure(config)
         self.config, self._dispatcher.retries = config, config.retries
         self._replace_queue()
 
@@ -262,6 +268,7 @@ class Model:
             self._finish(request, error)
             self._dispatcher.withdraw(request)
         self._dispatcher.close()
+        self.calls.close(error)
         if self._tick is not None:
             self._tick.cancel()
 
@@ -294,18 +301,20 @@ class Model:
             "kind": self.kind,
             "ready": self.ready,
             "unloaded": self.unloaded,
-            "waiting": len(self._dispatcher.queue),
+            "waiting": len(self._dispatcher.queue) + self.calls.waiting,
             "slo_ms": self.config.slo_ms,
             "counters": {
                 "accepted": measures.accepted,
                 "done": measures.done,
                 "failed": measures.failed,
                 "cancelled": measures.cancelled,
-                "live": len(self._live),
+                "live": len(self._live) + self.calls.live,
             },
             "replicas": [replica.describe(now) for replica in self.replicas],
         }
 
     def families(self) -> list[Family]:
-        waiting = len(self._dispatcher.queue)
-        return self.measures.families(self.name, len(self._live), waiting)
+        live = len(self._live) + self.calls.live
+        waiting = len(self._dispatcher.queue) + self.calls.waiting
+        families = self.measures.families(self.name, live, waiting)
+        return families + self.calls.families() if self.calls.surfaces else families

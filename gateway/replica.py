@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from backends.wire import Kind, Signature, Status
-from gateway.link import Link, OnAnswer
+from backends.wire import GENERATIVE, Buffer, Call, Kind, Signature, Status
+from gateway.link import Caller, Link, OnAnswer
 from gateway.policy.breaker import Breaker
 from gateway.policy.load import ReplicaLoad
 from gateway.policy.service import ServiceCurve
@@ -49,6 +49,9 @@ class NativeReplica:
     ) -> None:
         self.name, self.address, self.model = name, address, model
         self.load = ReplicaLoad(name, weight=weight, slots=1)
+        # What its calls weigh, in tokens: no unit that batches could be compared with.
+        self.calls = ReplicaLoad(name, weight=weight, slots=1)
+        self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.breaker = breaker
         self.status = _NOT_CONNECTED
         self.signature: Signature | None = None
@@ -86,6 +89,16 @@ class NativeReplica:
             curve = self.curves[name] = ServiceCurve()
         return curve
 
+    @property
+    def surfaces(self) -> tuple[str, ...]:
+        """The forms of calls that it answers."""
+        status = self.status
+        return status.surfaces or (GENERATIVE if status.kind == "llm" else ())
+
+    @property
+    def in_flight(self) -> int:
+        return self.load.in_flight + self.calls.in_flight
+
     def serves(self, version: str | None) -> bool:
         return version is None or version in self.status.versions
 
@@ -108,9 +121,10 @@ class NativeReplica:
             "weight": load.weight,
             "drained": load.drained,
             "breaker": self.breaker.state(now).name.lower(),
-            "work": round(load.work, 6),
-            "in_flight": load.in_flight,
+            "work": round(load.work + self.calls.work, 6),
+            "in_flight": self.in_flight,
             "slots": load.slots,
+            "load": status.load or {},
         }
 
     # --------------------------------------------------------------------------- what it is told
@@ -118,6 +132,11 @@ class NativeReplica:
     def execute(self, meta: Any, data: Any, on_answer: OnAnswer) -> int:
         assert self._link is not None
         return self._link.send(Kind.EXECUTE, meta, data, on_answer=on_answer)
+
+    def call(self, call: Call, body: Buffer, caller: Caller) -> int:
+        """Send a generative request. Raises WireError where it is too large to be sent."""
+        assert self._link is not None
+        return self._link.call(call.to_json(), body, caller)
 
     def ahead_s(self, now: float) -> float:
         """Predicted seconds until what it has is done; 0 when that is overdue."""
@@ -140,13 +159,24 @@ class NativeReplica:
             self._link.cancel(id)
 
     def drain(self, now: float) -> None:
-        """No new batches until `undrain`; those it has are answered."""
+        """Nothing new until `undrain`; what it has is answered."""
         self.load.drain(now)
+        self.calls.drain(now)
         self._on_change()
 
     def undrain(self, now: float) -> None:
         self.load.undrain(now)
+        self.calls.undrain(now)
         self._on_change()
+
+    def set_weight(self, weight: float, now: float) -> None:
+        self.load.set_weight(weight, now)
+        self.calls.set_weight(weight, now)
+
+    def recovered(self, now: float) -> None:
+        """Its breaker has closed: slow start."""
+        self.load.restart(now)
+        self.calls.restart(now)
 
     def retire(self, on_empty: Callable[[], object]) -> None:
         """Take no more; `on_empty` is called once nothing is in flight."""
@@ -154,8 +184,8 @@ class NativeReplica:
         self.settled()
 
     def settled(self) -> None:
-        """A flight has landed; called by the dispatcher after each."""
-        if self._retired is not None and not self.load.in_flight:
+        """A flight or a call has ended; called after each."""
+        if self._retired is not None and not self.in_flight:
             self._retired()
 
     # ------------------------------------------------------------------------------ its one task
@@ -215,8 +245,10 @@ class NativeReplica:
         if self._link is None:
             # The first word on this link: leases of the last one no longer count.
             self._link = link
-            self.load.renew(asyncio.get_running_loop().time())
-        self.load.slots = status.slots
+            now = asyncio.get_running_loop().time()
+            self.load.renew(now)
+            self.calls.renew(now)
+        self.load.slots = self.calls.slots = status.slots
         if status.signature is not None:
             self.signature = Signature.from_json(status.signature)
         changed = (status.state, status.version, status.reload) != (
@@ -245,7 +277,12 @@ class NativeReplica:
         old = self.status
         # What it served last stays to be seen; nothing is routed by it.
         self.status = Status(
-            model=old.model, kind=old.kind, state="unreachable", reason=why, version=old.version
+            model=old.model,
+            kind=old.kind,
+            state="unreachable",
+            reason=why,
+            version=old.version,
+            surfaces=old.surfaces,
         )
         self.met.set()
         self._on_change()

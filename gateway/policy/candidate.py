@@ -7,7 +7,7 @@ means that no candidate has any share. Randomness comes from the generator given
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.policy.load import Lease
@@ -39,12 +39,14 @@ C = TypeVar("C", bound=Candidate)
 
 class RoutingKey(NamedTuple):
     """What routers may know of a request. `session` names the session; `prefix` holds one hash per
-    block of the prompt, each covering all before it; the token counts are 0 where unknown."""
+    block of the prompt, each covering all before it; the token counts are 0 where unknown.
+    `spared`: how much of its cost a replica of that name would be spared, holding a part of it."""
 
     session: str | None = None
     prefix: tuple[int, ...] = ()
     tokens_in: int = 0
     tokens_out: float = 0.0
+    spared: Mapping[str, float] | None = None
 
 
 NO_KEY = RoutingKey()

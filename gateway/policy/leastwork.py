@@ -11,8 +11,10 @@ from gateway.policy.candidate import C, RoutingKey, Unlearned
 class WeightedLeastConnections(Unlearned):
     """Least `(work + cost) / share`, where share is weight × slow start × health.
 
-    Counting the request's own cost sends it to the fastest of the idle ones. Ties are broken at
-    random: with a fixed order, workers that share replicas would all herd to the first.
+    Counting the request's own cost sends it to the fastest of the idle ones, and counting what a
+    replica would be spared of it to one that holds its prompt, while that is worth the wait. Ties
+    are broken at random: with a fixed order, workers that share replicas would all herd to the
+    first.
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
@@ -22,6 +24,7 @@ class WeightedLeastConnections(Unlearned):
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
     ) -> C | None:
         best, lowest, ties = None, float("inf"), 1
+        spared = request.spared
         for candidate in candidates:
             if candidate.ramping:
                 candidate.refresh(now)
@@ -29,6 +32,8 @@ class WeightedLeastConnections(Unlearned):
             if share <= 0.0:
                 continue
             score = (candidate.work + cost) / share
+            if spared:
+                score -= spared.get(candidate.name, 0.0) / share
             if score < lowest:
                 best, lowest, ties = candidate, score, 1
             elif score == lowest:

@@ -79,6 +79,17 @@ class PrefixIndex:
                 high = middle - 1
         return low, self._holders[prefix[low - 1]] if low else ()
 
+    def depths(self, prefix: Sequence[int]) -> dict[int, int]:
+        """How many blocks from the start each holder of any has, as far as is known."""
+        depth, _ = self.match(prefix)
+        found: dict[int, int] = {}
+        for blocks in range(depth, 0, -1):
+            for holder in self._holders[prefix[blocks - 1]]:
+                found.setdefault(holder, blocks)
+            if len(found) >= _HOLDERS:
+                break
+        return found
+
     def learn(self, prefix: Sequence[int], holder: int) -> None:
         holders = self._holders
         for block in reversed(prefix):  # the first block last: it is the youngest
@@ -88,6 +99,47 @@ class PrefixIndex:
             holders[block] = known
         while len(holders) > self._capacity:
             del holders[next(iter(holders))]
+
+
+class PrefixMemory:
+    """Which replica was sent which prefixes, by names. One that has restarted holds nothing."""
+
+    def __init__(self, capacity: int = 16384) -> None:
+        self._index = PrefixIndex(capacity)
+        self._numbers: dict[str, tuple[int, int]] = {}  # by name: holder's number, generation
+        self._names: dict[int, str] = {}  # by number
+        self._last_number = 0
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def match(self, prefix: Sequence[int]) -> tuple[int, list[str]]:
+        """How many blocks are known, and the replicas that hold all of them."""
+        depth, holders = self._index.match(prefix)
+        return depth, [self._names[number] for number in holders if number in self._names]
+
+    def held(self, prefix: Sequence[int]) -> dict[str, int]:
+        """The bytes from the prompt's start that each replica should hold; others hold none."""
+        names = self._names
+        depths = self._index.depths(prefix).items()
+        return {names[number]: _length(blocks) for number, blocks in depths if number in names}
+
+    def sent(self, prefix: Sequence[int], lease: Lease) -> None:
+        if prefix:
+            number, generation = self._numbers.get(lease.replica, _NOBODY)
+            if generation != lease.generation:  # new, or restarted: it holds nothing yet
+                number = self._enlist(lease, number)
+            self._index.learn(prefix[: len(BOUNDARIES)], number)
+
+    def _enlist(self, lease: Lease, former: int) -> int:
+        if len(self._numbers) >= 1024:  # names come from the configuration; renamed ones go here
+            self._numbers.clear()
+            self._names.clear()
+        self._names.pop(former, None)
+        self._last_number += 1
+        self._numbers[lease.replica] = self._last_number, lease.generation
+        self._names[self._last_number] = lease.replica
+        return self._last_number
 
 
 class PrefixRouter:
@@ -107,10 +159,7 @@ class PrefixRouter:
         self._bound, self._enough = bound or LoadBound(), enough
         self._sessions = SessionRouter(rng, self._bound)
         self._least_work = WeightedLeastConnections(rng)
-        self._index = PrefixIndex(capacity)
-        self._numbers: dict[str, tuple[int, int]] = {}  # by name: holder's number, generation
-        self._names: dict[int, str] = {}  # by number
-        self._last_number = 0
+        self._memory = PrefixMemory(capacity)
 
     def choose(
         self, candidates: Sequence[C], request: RoutingKey, now: float, *, cost: float = 1.0
@@ -121,10 +170,8 @@ class PrefixRouter:
         limits = self._bound.limits(candidates, now, cost)
         if limits is None:
             return None
-        depth, holders = self._index.match(prefix)
+        depth, wanted = self._memory.match(prefix)
         if depth and _length(depth) >= self._enough * _length(len(prefix)):
-            named = self._names
-            wanted = [named[number] for number in holders if number in named]
             able = [c for c in candidates if c.name in wanted and limits.admit(c)]
             if able:
                 return self._least_work.choose(able, request, now, cost=cost)
@@ -132,21 +179,7 @@ class PrefixRouter:
         return self._sessions.place(start, candidates, limits, now)
 
     def sent(self, lease: Lease, request: RoutingKey, now: float) -> None:
-        if request.prefix:
-            number, generation = self._numbers.get(lease.replica, _NOBODY)
-            if generation != lease.generation:  # new, or restarted: it holds nothing yet
-                number = self._enlist(lease, number)
-            self._index.learn(request.prefix[: len(BOUNDARIES)], number)
-
-    def _enlist(self, lease: Lease, former: int) -> int:
-        if len(self._numbers) >= 1024:  # names come from the configuration; renamed ones go here
-            self._numbers.clear()
-            self._names.clear()
-        self._names.pop(former, None)
-        self._last_number += 1
-        self._numbers[lease.replica] = self._last_number, lease.generation
-        self._names[self._last_number] = lease.replica
-        return self._last_number
+        self._memory.sent(request.prefix, lease)
 
     def ended(self, lease: Lease, request: RoutingKey, now: float, *, ok: bool) -> None:
         """What was sent was learnt then; a failure says little of what is kept."""

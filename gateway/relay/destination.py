@@ -68,6 +68,15 @@ class Destination:
 
     def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
         """A session for a client that has none, and the header line that tells it."""
+    @property
+    def model(self) -> str:
+        return self.pool.name
+
+    @property
+    def listed(self) -> bool:
+        """On /v1, if it is there at all."""
+        return True
+
         value = os.urandom(12).hex()
         secure = "; Secure" if exchange.tls else ""
         cookie = f"{self.cookie}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"

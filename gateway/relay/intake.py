@@ -8,7 +8,7 @@ worker hold here together is bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.errors import GatewayError, NoReplica, TooLarge
 from gateway.lane import Exchange
@@ -21,8 +21,22 @@ HELD_BYTES = 256 * 2**20
 # A model's name must come within so much of a body.
 MODEL_WITHIN = 16 * 2**20
 
+
+class Opens(Protocol):
+    """Where a request goes once its model is known."""
+
+    def open(
+        self,
+        exchange: Exchange,
+        body: bytes,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        complete: bool,
+    ) -> None: ...
+
+
 # The fields of a body, and its bytes so far -> where it goes. Raises GatewayError.
-Choose = Callable[[Mapping[str, Any], bytes], Destination]
+Choose = Callable[[Mapping[str, Any], bytes], Opens]
 
 
 class Held:

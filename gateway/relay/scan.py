@@ -21,13 +21,15 @@ _DEEP = re.compile(rb'["{}\[\]]')
 _FORM_MODEL = re.compile(rb'name="?model"?\s*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 # Keys and values beyond it are not ones that we look for.
 LONGEST = 1024
+# Numbers and truth values are shorter.
+LONGEST_WORD = 64
 # Up to here parsing everything is quicker than looking.
 SMALL = 16 * 1024
 
 
 class FieldScan:
-    """`found`: strings by name, as far as `feed` has come. `done`: the object has ended, the bytes
-    are none, or `last`, the one field that was waited for, is found."""
+    """`found`: strings, numbers and truth values by name, as far as `feed` has come. `done`: the
+    object has ended, the bytes are none, or `last`, the one field that was waited for, is found."""
 
     __slots__ = (
         "_carry",
@@ -37,6 +39,7 @@ class FieldScan:
         "_string",
         "_text",
         "_wanted",
+        "_word",
         "done",
         "found",
     )
@@ -44,12 +47,13 @@ class FieldScan:
     def __init__(self, wanted: Iterable[str], *, last: str | None = None) -> None:
         self._wanted = {name.encode(): name for name in wanted}
         self._last = last
-        self.found: dict[str, str] = {}
+        self.found: dict[str, Any] = {}
         self.done = False
         self._depth = 0
         self._string = False  # within one
         self._text: bytearray | None = None  # of the string, where it may matter
         self._key: bytes | None = None  # the last key at the top, until its value was seen
+        self._word: bytearray | None = None  # what follows a wanted key, where it is no string
         self._carry = b""
 
     def feed(self, data: bytes) -> None:
@@ -60,6 +64,9 @@ class FieldScan:
                 at = self._skip_string(data, at)
                 continue
             match = (_TOP if self._depth <= 1 else _DEEP).search(data, at)
+            if self._word is not None and len(self._word) <= LONGEST_WORD:
+                stop = end if match is None else match.start()
+                self._word += data[at : min(stop, at + LONGEST_WORD + 1)]
             if match is None:
                 return
             at = match.end()
@@ -92,18 +99,33 @@ class FieldScan:
                 self.done = True
             self.done = self.done or name == self._last
 
+    def _word_ended(self) -> None:
+        word, self._word = self._word, None
+        if not word or self._key is None or len(word) > LONGEST_WORD:
+            return
+        try:
+            value = orjson.loads(word)
+        except orjson.JSONDecodeError:
+            return  # the upstream refuses it
+        if isinstance(value, int | float):  # truth values are
+            self.found[self._wanted[self._key]] = value
+
     def _structure(self, sign: int) -> None:
         if sign == 0x22:
-            self._string = True
+            self._string, self._word = True, None
             self._text = bytearray() if self._depth == 1 else None
         elif sign in b"{[":
-            self._depth += 1
+            self._depth, self._word = self._depth + 1, None
             self.done = self._depth == 1 and sign == 0x5B
         elif sign in b"}]":
+            self._word_ended()
             self._depth -= 1
             self.done = self._depth <= 0
         elif sign == 0x2C and self._depth == 1:
+            self._word_ended()
             self._key = None
+        elif sign == 0x3A and self._depth == 1 and self._key in self._wanted:
+            self._word = bytearray()
         elif self._depth == 0:
             self.done = True
 

@@ -101,7 +101,7 @@ async def test_web_applications_are_no_models():
 
 async def test_intakes_of_one_worker_are_bounded_together():
     async with relaying(Upstream("a"), relay=NAMES) as gateway:
-        held = gateway.fleet.surface._held
+        held = gateway.fleet.surface.held
         held.limit = 1000
         client = await gateway.connect()
         head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
@@ -126,7 +126,8 @@ def test_a_scan_finds_what_a_parser_would(document, cuts):
         size = cuts[turn % len(cuts)]
         scan.feed(raw[at : at + size])
         at, turn = at + size, turn + 1
-    wanted = {k: v for k, v in document.items() if k in ("model", "user") and isinstance(v, str)}
+    names, found = ("model", "user"), (str, int)
+    wanted = {k: v for k, v in document.items() if k in names and isinstance(v, found)}
     assert scan.found == wanted
     assert scan.done
 

@@ -1,0 +1,96 @@
+"""A replica as one worker's calls see it: the work that it has, corrected by what it says itself.
+
+Routers choose among these. Owns no counter: leases are taken on the replica's own. What a replica
+says of its backlog has the calls of other gateways in it and is free of our guesses, but it grows
+old; until it does, our own view moves from there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backends.wire import Status
+from gateway.policy.breaker import Breaker
+from gateway.policy.load import ReplicaLoad
+from gateway.policy.tokens import TokenWork
+
+if TYPE_CHECKING:
+    from gateway.replica import NativeReplica
+
+# Past it a replica's word on its backlog says nothing of now.
+STALE_S = 2.0
+# What a replica takes at a time that says nothing of it; it queues the rest by itself.
+UNTOLD = 1024
+
+
+class Seen:
+    """A `policy.candidate.Candidate`, and `policy.breaker.Guarded`."""
+
+    __slots__ = ("_off", "_status", "_told", "busy_until", "load", "name", "replica")
+
+    def __init__(self, replica: NativeReplica) -> None:
+        self.replica, self.name = replica, replica.name
+        self.load: ReplicaLoad = replica.calls
+        self.busy_until = 0.0
+        self._off = 0.0  # what the replica has beyond what we know of
+        self._told = float("-inf")
+        self._status: Status | None = None  # the newest
+
+    def heard(self, work: TokenWork, now: float) -> None:
+        """It may have said something new, and in it how much it has to do."""
+        status = self.replica.status
+        if status is self._status:
+            return
+        self._status, load = status, status.load
+        if not load:
+            return
+        work.rates(load.get("prefill_rate", 0.0), load.get("decode_rate", 0.0))
+        if "prompt_tokens" in load and "output_tokens" in load:
+            backlog = load["prompt_tokens"] + work.weight * load["output_tokens"]
+            self._off, self._told = backlog - self.load.work, now
+
+    def settle(self, now: float) -> None:
+        """Before it is compared with others."""
+        if self._off and now - self._told > STALE_S:
+            self._off = 0.0
+
+    def takes(self, surface: str) -> bool:
+        return surface in self.replica.surfaces
+
+    @property
+    def full(self) -> bool:
+        slots = self.load.slots
+        return self.load.in_flight >= (slots if slots > 1 else UNTOLD)
+
+    @property
+    def breaker(self) -> Breaker:
+        return self.replica.breaker
+
+    # ------------------------------------------------------------------------ what routers read
+
+    @property
+    def weight(self) -> float:
+        return self.load.weight
+
+    @property
+    def share(self) -> float:
+        return self.load.share
+
+    @property
+    def ramping(self) -> bool:
+        return self.load.ramping
+
+    @property
+    def work(self) -> float:
+        return max(0.0, self.load.work + self._off)
+
+    @property
+    def in_flight(self) -> int:
+        return self.load.in_flight
+
+    @property
+    def slots(self) -> int:
+        return self.load.slots
+
+    def refresh(self, now: float) -> None:
+        self.load.refresh(now)

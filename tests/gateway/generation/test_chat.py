@@ -1,0 +1,98 @@
+"""Chat through the gateway to a native replica: whole and streamed, and what goes along."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from tests.gateway.fake_llm import WORDS, FakeLLM
+from tests.gateway.generation.fakes import ASK, CHAT, STREAM, serving
+from tests.gateway.relay.fakes import until
+
+
+def words(body: bytes) -> list[str]:
+    events = [event.removeprefix(b"data: ") for event in body.split(b"\n\n") if event]
+    assert events.pop() == b"[DONE]"
+    return [orjson.loads(event)["choices"][0]["delta"]["content"] for event in events]
+
+
+async def test_a_whole_answer_is_one_body_with_its_length(tmp_path):
+    fake = FakeLLM(tmp_path / "a")
+    async with serving(tmp_path, fake) as gateway:
+        reply = await gateway.post(ASK, fields="x-request-id: r-1\r\n")
+        assert reply.status == 200
+        assert orjson.loads(reply.body)["choices"][0]["message"]["content"] == "".join(WORDS)
+        assert reply.header("content-type") == "application/json"
+        assert reply.header("content-length") == str(len(reply.body))
+        assert reply.header("x-request-id") == "r-1"
+        assert reply.header("x-model-version") == "1-a"
+        assert reply.header("x-served-by") == "r0"
+        assert fake.calls[0].body == ASK
+        meta = fake.calls[0].meta
+        assert (meta.surface, meta.request_id, meta.priority, meta.version) == (
+            "chat",
+            "r-1",
+            0,
+            None,
+        )
+        assert 0 < meta.deadline_ms <= 600_000
+        assert gateway.counters()["done"] == 1
+
+
+async def test_a_streams_events_are_passed_on_as_they_come(tmp_path):
+    step = asyncio.Semaphore(0)
+
+    async def script(call):
+        for word in WORDS:
+            call.delta(word)
+            await step.acquire()
+        call.done()
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        reply = await gateway.post(STREAM, complete=False)
+        for number in range(len(WORDS)):
+            await until(lambda n=number: reply.body.count(b"data: ") == n + 1)
+            assert not reply.complete
+            step.release()
+        await until(lambda: reply.complete)
+        assert words(reply.body) == list(WORDS)
+        assert reply.header("content-type") == "text/event-stream"
+        assert reply.header("x-model-version") == "1-a" and reply.header("x-served-by") == "r0"
+        assert reply.header("x-request-id")
+
+
+@pytest.mark.parametrize("size", [0, 20_000, 400_000])
+async def test_a_body_of_any_size_and_order_reaches_its_model_as_it_is(tmp_path, size):
+    text = "x" * size
+    fake = FakeLLM(tmp_path / "a")
+    async with serving(tmp_path, fake) as gateway:
+        for body in (
+            f'{{ "messages" : ["{text}", {{"model": "no"}}],\n "model":"m", "stream":true}}',
+            f'{{"model": "m", "messages": "{text}\\" \\"model\\":1" , "stream" : true}}',
+        ):
+            client = await gateway.connect()
+            reply = await gateway.post(body.encode(), client=client)
+            assert words(reply.body) == list(WORDS)
+            assert fake.calls[-1].body == body.encode()
+
+
+async def test_paths_are_surfaces_and_others_are_refused(tmp_path):
+    async def script(call):
+        call.whole({"surface": call.meta.surface})
+
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        for path, surface in (
+            (CHAT, "chat"), ("/v1/completions", "completions"), ("/v1/responses", "responses"),
+        ):  # fmt: skip
+            assert orjson.loads((await gateway.post(ASK, path)).body) == {"surface": surface}
+        reply = await gateway.post(ASK, "/v1/embeddings")
+        assert reply.status == 404 and b"does not serve embeddings" in reply.body
+        assert (await gateway.post(ASK, "/v1/audio/speech")).status == 404
+        reply = await gateway.post(b"", CHAT, method="GET")
+        assert reply.status == 405 and reply.header("allow") == "POST"
+        fake.say(surfaces=("embeddings",))
+        await until(lambda: gateway.model.calls.surfaces == {"embeddings"})
+        assert (await gateway.post(ASK, "/v1/embeddings")).status == 200
