@@ -20,6 +20,7 @@ MODULES = {
     "small-tensor": "bench.scenarios.small_tensor",
     "idle": "bench.scenarios.idle",
     "reload": "bench.scenarios.reload",
+    "loop": "bench.scenarios.loop",
     "hot-path": "bench.scenarios.hot_path",
     "relay": "bench.scenarios.relay",
     "stream": "bench.scenarios.stream",
