@@ -19,6 +19,7 @@ from gateway.relay.reply import error_event
 if TYPE_CHECKING:
     from gateway.relay.asked import Asked
     from gateway.relay.destination import Destination
+    from gateway.relay.usage import Meter
 
 # What the transit waits for: a replica; a connection; the answer's head; its first byte; more of
 # it; the end of a tunnel; nothing.
@@ -42,6 +43,7 @@ class Answering:
         "connection",
         "destination",
         "exchange",
+        "meter",
         "phase",
         "started",
     )
@@ -50,6 +52,7 @@ class Answering:
         self.destination, self.exchange, self.asked = destination, exchange, asked
         self.connection: UpstreamConnection | None = None
         self.phase = SEATING
+        self.meter: Meter | None = None  # where what it costs is somebody's
         self.started = False  # something of an answer has gone to the client
         self._status = 0
         self._headers: Headers = []
@@ -113,6 +116,8 @@ class Answering:
         pieces.clear()
         if self._gate is not None:
             data = self._gate.feed(data)
+        if self.meter is not None and data and self._status < 400:
+            data = self.meter.piece(data, events=self._gate is not None)
         if data and not self.exchange.write(data):
             self._held_back = True
             if self.connection is not None:
@@ -124,6 +129,8 @@ class Answering:
         self.exchange.on_writable = self.client_writable
         if answer.events:
             self._gate = EventGate()
+        if self.meter is not None and answer.length is not None:
+            self.meter.keep()
         fields = answer.fields + self.own_fields()
         self.exchange.start(self._status, answer.content_type, fields, answer.length)
 
@@ -134,6 +141,8 @@ class Answering:
             if not self.asked.is_head:
                 answer = read_answer(self._headers)
                 body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                if self.meter is not None:
+                    body = self.meter.whole(self._status, body, events=answer.events)
                 fields = answer.fields + self.own_fields()
                 exchange.respond(self._status, body, answer.content_type, fields)
                 return

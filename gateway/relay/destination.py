@@ -17,9 +17,11 @@ from gateway.policy.session import SessionSources
 from gateway.relay.asked import Asked
 from gateway.relay.reply import refuse
 from gateway.relay.transit import Transit
+from gateway.relay.usage import BYTES_PER_TOKEN, Meter, reserve
 
 if TYPE_CHECKING:
     from gateway.http_pool import HttpPool
+    from gateway.tenants import Tenant
 
 HEADS = 512
 
@@ -66,8 +68,6 @@ class Destination:
         self._strip, self._key = strip, _key(relay.key_env)
         self._asked: dict[object, Asked] = {}  # by the lane's heads
 
-    def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
-        """A session for a client that has none, and the header line that tells it."""
     @property
     def model(self) -> str:
         return self.pool.name
@@ -77,6 +77,8 @@ class Destination:
         """On /v1, if it is there at all."""
         return True
 
+    def new_session(self, exchange: Exchange) -> tuple[str, bytes]:
+        """A session for a client that has none, and the header line that tells it."""
         value = os.urandom(12).hex()
         secure = "; Secure" if exchange.tls else ""
         cookie = f"{self.cookie}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"
@@ -102,17 +104,34 @@ class Destination:
             if len(self._asked) >= HEADS:
                 self._asked.clear()
             self._asked[exchange.head] = asked
-        tenant = exchange.tenant
+        tenant, meter = exchange.tenant, None
         if tenant is not None:
             try:
-                tenant.enter(exchange, self.pool.name)
+                meter, body = self._admit(exchange, tenant, body, complete=complete)
             except GatewayError as error:
                 refuse(exchange, error, openai=self.openai, fields=asked.request_id)
                 return
         session = asked.session
         if fields and not self.fields.isdisjoint(fields):
             session = self.sessions.key(exchange.header, exchange.query, fields)
-        Transit(self, exchange, asked, session, body, complete=complete).begin()
+        transit = Transit(self, exchange, asked, session, body, complete=complete)
+        transit.meter = meter
+        transit.begin()
+
+    def _admit(
+        self, exchange: Exchange, tenant: Tenant, body: bytes, *, complete: bool
+    ) -> tuple[Meter | None, bytes]:
+        """Raises GatewayError."""
+        if not self.openai:
+            tenant.enter(exchange, self.pool.name)
+            return None, body
+        length = exchange.head.framing.length
+        if not tenant.limited:
+            visit = tenant.enter(exchange, self.pool.name)
+            return Meter(visit, max(len(body), length) / BYTES_PER_TOKEN, strips=False), body
+        found = reserve(body, length, complete=complete)
+        visit = tenant.enter(exchange, self.pool.name, found.tokens)
+        return Meter(visit, found.prompt, strips=found.strips), found.body
 
 
 def _key(variable: str | None) -> bytes:

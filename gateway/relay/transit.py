@@ -150,6 +150,8 @@ class Transit(Sending):
         """Of a good status only, so it is always accepted."""
         self.connection = None
         answer = known.answer
+        if self.meter is not None:
+            self.meter.whole(known.status, body)
         fields = answer.fields + self.own_fields()
         self.exchange.respond(known.status, body, answer.content_type, fields)
         self._give_back(Outcome.SUCCESS)
