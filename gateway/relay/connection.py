@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
 
 from gateway.relay.memo import HeadMemo, Known
+from gateway.relay.outbox import Outbox
 
 # A response head beyond this is not one that a client would accept either.
 MAX_HEAD = 64 * 1024
+# Up to this size one copy is cheaper than one more write.
+JOIN_BYTES = 64 * 1024
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -65,12 +69,14 @@ class UpstreamConnection(asyncio.Protocol):
         "_no_body",
         "_on_idle",
         "_on_lost",
+        "_outbox",
         "_parser",
         "_reason",
         "_request_open",
         "_sink",
         "_transport",
         "_tunnel",
+        "_unsent",
         "_untouched",
         "idle_since",
         "lost",
@@ -83,8 +89,11 @@ class UpstreamConnection(asyncio.Protocol):
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection], None],
         memo: HeadMemo,
+        outbox: Outbox,
     ) -> None:
         self._on_idle, self._on_lost, self._memo = on_idle, on_lost, memo
+        self._outbox = outbox
+        self._unsent = b""  # a request that is in the outbox
         self._guess = 0  # the length of the last head
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -112,9 +121,22 @@ class UpstreamConnection(asyncio.Protocol):
         assert self._transport is not None
         self._sink, self._no_body = sink, is_head
         self._untouched, self._request_open = True, not complete
-        self._transport.write(head + body if len(body) < 65536 else head)
-        if len(body) >= 65536:
+        if len(body) >= JOIN_BYTES:
+            self._transport.write(head)
             self._transport.write(body)
+        elif complete:
+            self._unsent = head + body
+            self._outbox.put(self)
+        else:
+            self._transport.write(head + body)
+
+    def flush(self) -> None:
+        """The outbox: this turn is over."""
+        unsent, self._unsent = self._unsent, b""
+        if unsent and self._transport is not None and not self.lost:
+            # uvloop refuses to write once an error has closed a transport; connection_lost() comes.
+            with suppress(RuntimeError):
+                self._transport.write(unsent)
 
     def send(self, chunk: bytes) -> bool:
         """More of the request's body; False when the caller should wait for `upstream_writable`."""
@@ -148,7 +170,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Give the exchange up: the upstream learns of it by the closed connection, at once."""
-        self._sink = None
+        self._sink, self._unsent = None, b""
         if self._transport is not None:
             self._transport.abort()
 

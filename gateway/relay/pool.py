@@ -14,6 +14,7 @@ from collections.abc import Callable
 from gateway.relay.connection import UpstreamConnection
 from gateway.relay.endpoint import Endpoint
 from gateway.relay.memo import HeadMemo
+from gateway.relay.outbox import Outbox
 
 # An answer to "open one": the connection, or why there is none.
 OnOpen = Callable[["UpstreamConnection | OSError | TimeoutError | PoolExhausted"], None]
@@ -41,7 +42,7 @@ class ConnectionPool:
         self._idle: deque[UpstreamConnection] = deque()
         self._all: set[UpstreamConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._memo = HeadMemo()
+        self._memo, self._outbox = HeadMemo(), Outbox(loop)
         self._opening = 0
         self._closed = False
 
@@ -85,7 +86,8 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_s):
                 connection = await self._endpoint.connect(
-                    self._loop, lambda: UpstreamConnection(self.put_back, self._lost, self._memo)
+                    self._loop,
+                    lambda: UpstreamConnection(self.put_back, self._lost, self._memo, self._outbox),
                 )
         finally:
             self._opening -= 1

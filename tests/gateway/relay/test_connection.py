@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.relay import head
-from gateway.relay.connection import Broke, UpstreamConnection
+from gateway.relay.connection import JOIN_BYTES, Broke, UpstreamConnection
 from gateway.relay.memo import HeadMemo
+from gateway.relay.outbox import Outbox
 
 
 class ScriptedTransport:
@@ -69,9 +70,24 @@ class RecordingSink:
         self.events.append(("failed", how))
 
 
+class Turn:
+    """A loop of which one turn is begun."""
+
+    def __init__(self) -> None:
+        self.due: list = []
+
+    def call_soon(self, callback):
+        self.due.append(callback)
+
+    def end(self):
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
 def exchange(is_head: bool = False):
     idle: list[UpstreamConnection] = []
-    connection = UpstreamConnection(idle.append, lambda _: None, HeadMemo())
+    connection = UpstreamConnection(idle.append, lambda _: None, HeadMemo(), Outbox(Turn()))
     transport, sink = ScriptedTransport(), RecordingSink()
     connection.connection_made(transport)
     connection.begin(sink, b"GET / HTTP/1.1\r\n\r\n", b"", is_head=is_head, complete=True)
@@ -168,7 +184,7 @@ def test_bytes_after_the_answer_close_the_connection():
 def test_an_answer_before_the_request_is_whole_does_not_keep_the_connection():
     idle: list[UpstreamConnection] = []
     connection, transport, sink = (
-        UpstreamConnection(idle.append, lambda _: None, HeadMemo()),
+        UpstreamConnection(idle.append, lambda _: None, HeadMemo(), Outbox(Turn())),
         ScriptedTransport(),
         RecordingSink(),
     )
@@ -294,3 +310,36 @@ def test_the_answer_to_head_is_none_of_those_remembered():
     head_only = ask(connection, FIXED[: -len(b"hello")], is_head=True)
     assert (head_only.whole, head_only.body) == (0, b"")
     assert ask(connection, FIXED).body == b"hello"
+
+
+def test_the_requests_of_a_turn_leave_together_at_its_end():
+    turn, idle = Turn(), []
+    outbox = Outbox(turn)
+    written = []
+
+    class Noting(ScriptedTransport):
+        def write(self, data):
+            if self.closed:
+                raise RuntimeError("the handler is closed")
+            written.append((self, data))
+
+    def begin(body=b""):
+        connection = UpstreamConnection(idle.append, lambda _: None, HeadMemo(), outbox)
+        transport, sink = Noting(), RecordingSink()
+        connection.connection_made(transport)
+        connection.begin(sink, b"GET / HTTP/1.1\r\n\r\n", body, is_head=False, complete=True)
+        return connection, transport, sink
+
+    first, broken, given_up, last = (begin() for _ in range(4))
+    assert not written and len(turn.due) == 1
+    broken[1].closed = True  # the socket has failed, and nobody has been told yet
+    given_up[0].abort()
+    turn.end()
+    assert [transport for transport, _ in written] == [first[1], last[1]]
+    broken[0].connection_lost(OSError())
+    assert broken[2].events == [("failed", Broke.CLOSED)]
+    assert given_up[2].events == []
+    large = begin(bytes(JOIN_BYTES))
+    assert [len(data) for transport, data in written if transport is large[1]] == [18, JOIN_BYTES]
+    turn.end()
+    assert len(written) == 4  # once each
