@@ -27,11 +27,11 @@ from trainer.optim import Optimizer
 from trainer.parallel import parallelise
 from trainer.probe import Prober, probe_inputs
 from trainer.publish import Publisher
-from trainer.pulse import Pulse, Reading
+from trainer.pulse import Apart, Pulse, Reading
 from trainer.resume import Start
 from trainer.state import Lineage, Snapshot, TrainState
-from trainer.weights import WeightFiles
 from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
+from trainer.weights import WeightFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,6 @@ def build_loop(
     return Loop(config, parts, world.device, rank, ranks)
 
 
-def _committer(
 def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
     plan, sync = session.mesh, session.loaded.config.sync
     if sync.method == "gradients":
@@ -121,6 +120,7 @@ def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
     return Pulse(world.ranks, 1, world.device, shape)
 
 
+def _committer(
     session: Session,
     world: World,
     mesh: Mesh,
