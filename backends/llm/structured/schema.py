@@ -1,0 +1,310 @@
+"""JSON Schema as a grammar: the part of it that an answer can be held to while it is written.
+
+Owns the translation. A mask may permit less than the schema does (properties come in the schema's
+order, none that it does not list beside those that it does), never more. Raises BadGrammar, with
+the path of the keyword, for what cannot be enforced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from backends.llm.errors import BadGrammar
+from backends.llm.structured.grammar import (
+    NOTHING,
+    Either,
+    Form,
+    Grammar,
+    Listed,
+    Rule,
+    Series,
+    Text,
+    Times,
+)
+from backends.llm.structured.json_grammar import (
+    BOOLEAN,
+    CHAR,
+    COLON,
+    COMMA,
+    INTEGER,
+    NULL,
+    NUMBER,
+    OBJECT,
+    RULES,
+    STRING,
+    VALUE,
+    escaped,
+    listed,
+)
+from backends.llm.structured.numbers import integers
+from backends.llm.structured.regex import parse_regex
+
+MAX_DEPTH, MAX_COUNT = 100, 10_000
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+# They say something to readers, and nothing of what is valid.
+ANNOTATIONS = {
+    "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly",
+    "$schema", "$id", "$comment", "$defs", "definitions", "discriminator",
+}  # fmt: skip
+OF_TYPE = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", "pattern", "format"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+}
+KNOWN = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}.union(*OF_TYPE.values())
+_DATE, _TIME = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])", r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+_ZONE = r"(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+FORMATS = {
+    "date": _DATE,
+    "time": _TIME + _ZONE,
+    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
+    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
+    "email": r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+",
+}
+
+
+def schema_grammar(schema: Any) -> Grammar:
+    """Raises BadGrammar."""
+    compiler = _Compiler(schema)
+    start = compiler.form(schema, "#", 0)
+    return Grammar(start, {**RULES, **compiler.rules})
+
+
+class _Compiler:
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self.rules: dict[str, Form] = {}
+
+    def form(self, schema: Any, path: str, depth: int) -> Form:
+        if depth > MAX_DEPTH:
+            raise BadGrammar(f"{path}: schemas nest deeper than {MAX_DEPTH}")
+        if schema is True:
+            return VALUE
+        if schema is False:
+            return Either(())
+        if not isinstance(schema, dict):
+            raise BadGrammar(f"{path}: expected an object or a boolean")
+        _check_known(schema, path)
+        if "$ref" in schema:
+            _alone(schema, "$ref", path)
+            return self._reference(schema["$ref"], f"{path}/$ref", depth)
+        for key in ("anyOf", "oneOf", "allOf"):
+            if key in schema:
+                _alone(schema, key, path)
+                return self._combined(key, schema[key], f"{path}/{key}", depth)
+        if "const" in schema:
+            return self._fixed([schema["const"]], schema, f"{path}/const")
+        if "enum" in schema:
+            return self._fixed(_sequence(schema["enum"], f"{path}/enum"), schema, f"{path}/enum")
+        forms = [self._typed(kind, schema, path, depth) for kind in _types(schema, path)]
+        return forms[0] if len(forms) == 1 else Either(tuple(forms))
+
+    def _typed(self, kind: str, schema: dict[str, Any], path: str, depth: int) -> Form:
+        match kind:
+            case "object":
+                return self._object(schema, path, depth)
+            case "array":
+                return self._array(schema, path, depth)
+            case "string":
+                return _string(schema, path)
+            case "integer":
+                return _integer(schema, path)
+            case "number":
+                for key in OF_TYPE["integer"] & schema.keys():
+                    raise BadGrammar(f"{path}/{key}: not supported for numbers, only for integers")
+                return NUMBER
+            case "boolean":
+                return BOOLEAN
+            case "null":
+                return NULL
+        return VALUE
+
+    def _reference(self, name: Any, path: str, depth: int) -> Form:
+        if not isinstance(name, str) or not name.startswith("#"):
+            raise BadGrammar(f"{path}: only references within the schema are supported")
+        if name not in self.rules:
+            found = self._root
+            for part in name.removeprefix("#").removeprefix("/").split("/") if name != "#" else ():
+                key = part.replace("~1", "/").replace("~0", "~")
+                if not isinstance(found, dict) or key not in found:
+                    raise BadGrammar(f"{path}: there is no {name}")
+                found = found[key]
+            self.rules[name] = VALUE  # until it is known: it may refer to itself
+            self.rules[name] = self.form(found, name, depth + 1)
+        return Rule(name)
+
+    def _combined(self, key: str, found: Any, path: str, depth: int) -> Form:
+        parts = _sequence(found, path)
+        if not parts:
+            raise BadGrammar(f"{path}: expected at least one schema")
+        if key == "allOf" and len(parts) > 1:
+            raise BadGrammar(f"{path}: more than one schema is not supported")
+        if key == "oneOf" and not _disjoint(parts):
+            raise BadGrammar(
+                f"{path}: supported only where the alternatives differ in type or in a property's "
+                "const; use anyOf"
+            )
+        forms = [self.form(part, f"{path}/{at}", depth + 1) for at, part in enumerate(parts)]
+        return Either(tuple(forms))
+
+    def _fixed(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> Form:
+        _alone(schema, path.rpartition("/")[2], path.rpartition("/")[0], "type")
+        types = _types(schema, path) if "type" in schema else TYPES
+        good = [value for value in values if any(_is(value, kind) for kind in types)]
+        if not good:
+            raise BadGrammar(f"{path}: no value has the type")
+        return Either(tuple(Text(orjson.dumps(value).decode()) for value in good))
+
+    def _object(self, schema: dict[str, Any], path: str, depth: int) -> Form:
+        properties = schema.get("properties", {})
+        if not isinstance(properties, dict):
+            raise BadGrammar(f"{path}/properties: expected an object")
+        required = _sequence(schema.get("required", []), f"{path}/required")
+        others = schema.get("additionalProperties", True)
+        for name in required:
+            if name not in properties:
+                raise BadGrammar(f"{path}/required: {name!r} is not among the properties")
+        if not properties:
+            if others is True:
+                return OBJECT
+            value = self.form(others, f"{path}/additionalProperties", depth + 1)
+            pair = Series((STRING, COLON, value))
+            return listed("{", Times(pair, between=COMMA) if others is not False else NOTHING, "}")
+        pairs = []
+        for name, inner in properties.items():
+            value = self.form(inner, f"{path}/properties/{name}", depth + 1)
+            key = Text(orjson.dumps(name).decode())
+            pairs.append((Series((key, COLON, value)), name in required))
+        return listed("{", Listed(tuple(pairs), COMMA), "}")
+
+    def _array(self, schema: dict[str, Any], path: str, depth: int) -> Form:
+        least, most = _bounds(schema, "minItems", "maxItems", path)
+        first = _sequence(schema.get("prefixItems", []), f"{path}/prefixItems")
+        items = schema.get("items", True)
+        if not first:
+            item = self.form(items, f"{path}/items", depth + 1)
+            return listed("[", Times(item, least, most, COMMA), "]")
+        if "minItems" in schema or "maxItems" in schema or items not in (True, False):
+            raise BadGrammar(f"{path}/prefixItems: not supported with items or their number")
+        forms = [
+            self.form(part, f"{path}/prefixItems/{at}", depth + 1) for at, part in enumerate(first)
+        ]
+        return listed("[", Listed(tuple((form, True) for form in forms), COMMA), "]")
+
+
+def _string(schema: dict[str, Any], path: str) -> Form:
+    least, most = _bounds(schema, "minLength", "maxLength", path)
+    patterns = [key for key in ("pattern", "format") if key in schema]
+    if not patterns:
+        return Series((Text('"'), Times(CHAR, least, most), Text('"')))
+    if len(patterns) > 1 or "minLength" in schema or "maxLength" in schema:
+        raise BadGrammar(f"{path}/{patterns[0]}: not supported with another bound on the string")
+    key, value = patterns[0], schema[patterns[0]]
+    if not isinstance(value, str) or (key == "format" and value not in FORMATS):
+        known = f"one of {', '.join(FORMATS)}" if key == "format" else "a string"
+        raise BadGrammar(f"{path}/{key}: expected {known}")
+    try:
+        form = parse_regex(FORMATS[value] if key == "format" else value, search=key == "pattern")
+    except BadGrammar as error:
+        raise BadGrammar(f"{path}/{key}: {error.message}") from error
+    return Series((Text('"'), escaped(form), Text('"')))
+
+
+def _integer(schema: dict[str, Any], path: str) -> Form:
+    bounds: dict[str, int] = {}
+    for key in OF_TYPE["integer"] & schema.keys():
+        value = schema[key]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or abs(value) >= 10**15:
+            raise BadGrammar(f"{path}/{key}: expected an integer below 10^15")
+        bounds[key] = value
+    if not bounds:
+        return INTEGER
+    least = {"minimum": 0, "exclusiveMinimum": 1}
+    most = {"maximum": 0, "exclusiveMaximum": 1}
+    low = max((bounds[key] + add for key, add in least.items() if key in bounds), default=None)
+    high = min((bounds[key] - add for key, add in most.items() if key in bounds), default=None)
+    return integers(low, high)
+
+
+def _check_known(schema: dict[str, Any], path: str) -> None:
+    for key in schema:
+        if key not in KNOWN and key not in ANNOTATIONS:
+            raise BadGrammar(f"{path}/{key}: this keyword is not supported")
+
+
+def _alone(schema: dict[str, Any], key: str, path: str, *beside: str) -> None:
+    for other in schema:
+        if other != key and other not in ANNOTATIONS and other not in beside:
+            raise BadGrammar(f"{path}/{other}: not supported beside {key}")
+
+
+def _types(schema: dict[str, Any], path: str) -> Sequence[str]:
+    found = schema.get("type")
+    if found is None:
+        # What it says holds for values of one type: an answer of that type fits.
+        return [kind for kind, keys in OF_TYPE.items() if keys & schema.keys()][:1] or ["any"]
+    kinds = [found] if isinstance(found, str) else _sequence(found, f"{path}/type")
+    for kind in kinds:
+        if kind not in TYPES:
+            raise BadGrammar(f"{path}/type: expected one of {', '.join(TYPES)}")
+    return kinds
+
+
+def _is(value: Any, kind: str) -> bool:
+    kinds: Mapping[str, bool] = {
+        "object": isinstance(value, dict),
+        "array": isinstance(value, list),
+        "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
+        "null": value is None,
+        "number": type(value) in (int, float),
+        "integer": type(value) is int,
+    }
+    return kinds[kind]
+
+
+def _disjoint(parts: Sequence[Any]) -> bool:
+    """No value fits two of them, as far as types and constants tell."""
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    types = [part.get("type") for part in parts]
+    plain = [kind for kind in types if isinstance(kind, str)]
+    if len({"number" if kind == "integer" else kind for kind in plain}) == len(parts):
+        return True
+    tables = [part.get("properties", {}) for part in parts]
+    for name in tables[0] if all(isinstance(table, dict) for table in tables) else ():
+        consts = [
+            orjson.dumps(table[name]["const"])
+            for table, part in zip(tables, parts, strict=True)
+            if isinstance(table.get(name), dict)
+            and "const" in table[name]
+            and name in part.get("required", ())
+        ]
+        if len(set(consts)) == len(parts):
+            return True
+    return False
+
+
+def _bounds(schema: dict[str, Any], low: str, high: str, path: str) -> tuple[int, int | None]:
+    for key in (low, high):
+        value = schema.get(key, 0)
+        if type(value) is not int or not 0 <= value <= MAX_COUNT:
+            raise BadGrammar(f"{path}/{key}: expected an integer from 0 to {MAX_COUNT}")
+    least, most = schema.get(low, 0), schema.get(high)
+    if most is not None and most < least:
+        raise BadGrammar(f"{path}/{high}: it is below {low}")
+    return least, most
+
+
+def _sequence(value: Any, path: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise BadGrammar(f"{path}: expected an array")
+    return value

@@ -1,0 +1,93 @@
+"""What the text side knows of one version: its tokenizer, its chat template, its limits.
+
+Owns the reading of a checkpoint's `model/` folder, as Hugging Face lays it out. Immutable and
+shared by all requests of the version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from backends.llm.errors import BadTokenizer, ContextTooLong
+from backends.llm.structured.vocabulary import Vocabulary
+from backends.llm.template import ChatTemplate
+from backends.llm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextModel:
+    """`stop_ids` end an answer; `max_context` is of prompt and answer together; `vocabulary` has
+    as many tokens as the model has logits. `identity`: equal where the text files are equal."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    stop_ids: frozenset[int]
+    max_context: int
+    vocabulary: Vocabulary
+    identity: str = ""
+
+    @classmethod
+    def load(cls, folder: Path, max_context: int) -> TextModel:
+        """Raises BadTokenizer."""
+        tokenizer = Tokenizer.load(folder)
+        config = _json(folder / "config.json")
+        size = config.get("vocab_size", len(tokenizer.pieces))
+        if not isinstance(size, int) or not 0 < size <= 1 << 24:
+            raise BadTokenizer(f"{folder}/config.json: vocab_size is {size!r}")
+        stop_ids = _stop_ids(folder, config, tokenizer, size)
+        digest = xxhash.xxh3_128()
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            path = folder / name
+            digest.update(path.read_bytes() if path.is_file() else b"\0")
+        return cls(
+            tokenizer=tokenizer,
+            template=ChatTemplate.load(folder),
+            stop_ids=stop_ids,
+            max_context=max_context,
+            vocabulary=Vocabulary(tokenizer.pieces[:size], size, stop_ids),
+            identity=digest.hexdigest(),
+        )
+
+    def room(self, prompt: int, asked: int | None, param: str) -> int:
+        """How many tokens may be generated after `prompt` ones. Raises ContextTooLong."""
+        limit = self.max_context
+        if prompt + (1 if asked is None else asked) > limit:
+            wanted = prompt + (asked or 0)
+            raise ContextTooLong(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{wanted} tokens ({prompt} in the {param}, {asked or 0} in the completion). "
+                f"Please reduce the length of the {param} or completion.",
+                param=param,
+            )
+        return limit - prompt if asked is None else asked
+
+
+def _stop_ids(
+    folder: Path, config: dict[str, Any], tokenizer: Tokenizer, size: int
+) -> frozenset[int]:
+    found: set[int] = set()
+    for source in (_json(folder / "generation_config.json"), config):
+        ids = source.get("eos_token_id")
+        found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+    eos = _json(folder / "tokenizer_config.json").get("eos_token")
+    name = eos.get("content") if isinstance(eos, dict) else eos
+    if isinstance(name, str) and (id := tokenizer.id_of(name)) is not None:
+        found.add(id)
+    return frozenset(id for id in found if 0 <= id < size)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadTokenizer(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise BadTokenizer(f"{path} is no JSON object")
+    return value
