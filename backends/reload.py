@@ -38,6 +38,14 @@ class Failure(StrEnum):
     CORRUPT = "corrupt"  # not tried again anywhere: the bytes are wrong
 
 
+class LoadFailed(Exception):
+    """No version came of a load; `failure` says what follows."""
+
+    def __init__(self, failure: Failure, reason: str) -> None:
+        super().__init__(reason)
+        self.failure, self.reason = failure, reason
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A version that a channel pointed at in a generation."""

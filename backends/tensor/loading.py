@@ -33,7 +33,7 @@ from backends.checkpoint import (
 from backends.checkpoint.tensors import empty
 from backends.errors import BackendError, ModelFailed
 from backends.model import ServedModel, import_class
-from backends.reload import Failure, Stage, Target
+from backends.reload import Failure, LoadFailed, Stage, Target
 from backends.tensor.memory import Uninitialised, free, room
 from backends.tensor.probe import ProbeMismatch, check_probe, warm_up
 from backends.tensor.runner import Runner
@@ -60,14 +60,6 @@ class Version:
         self.release()
         if isinstance(self.model, nn.Module):
             free([*self.model.parameters(), *self.model.buffers()])
-
-
-class LoadFailed(Exception):
-    """No version came of it; `failure` says what follows."""
-
-    def __init__(self, failure: Failure, reason: str) -> None:
-        super().__init__(reason)
-        self.failure, self.reason = failure, reason
 
 
 class NotFinite(Exception):

@@ -32,10 +32,10 @@ from backends.wire import Frame, Status
 from backends.worker import DeviceThread, Intake
 
 if TYPE_CHECKING:
+    from backends.follower import Follower
     from backends.source import Source
     from backends.tensor.boot import Parts
     from backends.tensor.executor import Answer, Batch, Executor
-    from backends.tensor.follower import Follower
     from backends.tensor.loading import Version
 
 # How often clocks are looked at: the end of a probation, a device that hangs.
@@ -65,7 +65,7 @@ class TensorReplica:
         self._ledger = Ledger(self._intake, config.max_intake)
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
-        self._follower: Follower | None = None
+        self._follower: Follower[Version] | None = None
         self._source: Source | None = None
         self._versions: dict[str, Version] = {}
         self._serving: Version | None = None
@@ -193,7 +193,7 @@ class TensorReplica:
             raise Conflict(f"its run is a copy of {self._config.run}: publish there")
         return self._following().point(**arguments)
 
-    def _following(self) -> Follower:
+    def _following(self) -> Follower[Version]:
         if self._follower is None:
             raise Conflict("this replica follows no channel (or has just started)")
         return self._follower
@@ -304,7 +304,7 @@ class TensorReplica:
         self.changed()
 
     def _follow(self, parts: Parts, source: Source) -> None:
-        from backends.tensor.follower import Follower
+        from backends.follower import Follower
 
         config = self._config
         self._executor, self._source = parts.executor, source

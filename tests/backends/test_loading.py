@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from backends.checkpoint import live_leases, publish, read_channel
-from backends.reload import Failure, Stage, Target
-from backends.tensor.loading import Loader, LoadFailed
+from backends.reload import Failure, LoadFailed, Stage, Target
+from backends.tensor.loading import Loader
 from backends.tensor.runner import Runner
 from backends.wire import Signature, TensorSpec
 from tests.backends.fakes import FP32_1, OUT_1, Scale, commit_model

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from backends.checkpoint import (
     ChannelMoved,
@@ -33,6 +33,7 @@ from backends.reload import (
     Cancel,
     Commit,
     Failure,
+    LoadFailed,
     Note,
     Quarantine,
     Release,
@@ -41,31 +42,80 @@ from backends.reload import (
     Swap,
     Target,
 )
-from backends.tensor.executor import Batch
-from backends.tensor.loading import Loader, LoadFailed, Version
 
 
-class Host(Protocol):
+class Loaded(Protocol):
+    """A version that a loader made."""
+
+    @property
+    def name(self) -> str: ...
+    def release(self) -> None:
+        """Give up the claim on the checkpoint. Blocks on the disk."""
+
+    def discard(self) -> None:
+        """That, and the memory: nothing runs on it any more."""
+
+
+V = TypeVar("V", bound=Loaded)
+V_co = TypeVar("V_co", bound=Loaded, covariant=True)
+V_contra = TypeVar("V_contra", bound=Loaded, contravariant=True)
+
+
+class Loader(Protocol[V_co]):
+    """Called on a thread of its own, which it may keep busy."""
+
+    def from_checkpoint(
+        self,
+        run: Run,
+        target: Target,
+        *,
+        beside: bool,
+        stage: Callable[[Stage], None],
+        cancelled: Callable[[], bool],
+    ) -> V_co:
+        """`beside`: another version serves meanwhile. Raises LoadFailed."""
+        ...
+
+
+class Host(Protocol[V_contra]):
     """What the follower changes in its replica. `swap` and `release` call `done` on the loop once
     the device thread has done it."""
 
     def swap(
-        self, version: Version, fallback: Version | None, done: Callable[[], None]
+        self, version: V_contra, fallback: V_contra | None, done: Callable[[], None]
     ) -> None: ...
     def commit(self) -> None: ...
-    def release(self, version: Version, done: Callable[[], None]) -> None: ...
+    def release(self, version: V_contra, done: Callable[[], None]) -> None: ...
     def changed(self) -> None: ...
 
 
-class Follower:
+class Ran(Protocol):
+    """What a version did: so many rows together in so many seconds, for so many requests, of which
+    so many failed. `regressed`: why it must go at once, or nothing."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def regressed(self) -> str: ...
+
+
+class Follower(Generic[V]):
     def __init__(
         self,
         run: Run,
         channel: str,
         *,
-        loader: Loader,
+        loader: Loader[V],
         reload: Reload,
-        host: Host,
+        host: Host[V],
         events: Events,
         poll_s: float,
         slowdown: float,
@@ -74,7 +124,7 @@ class Follower:
         self._reload, self._host, self._events = reload, host, events
         self._poll_s, self._slowdown = poll_s, slowdown
         self._loop = asyncio.get_running_loop()
-        self._versions: dict[str, Version] = {}  # by manifest hash
+        self._versions: dict[str, V] = {}  # by manifest hash
         self._measures: dict[str, Measures] = {}  # by version
         self._probation: Probation | None = None
         self._cancel = threading.Event()
@@ -173,7 +223,7 @@ class Follower:
         self._background("point", self._point, done, channel, like, version, before)
         return done
 
-    def observe(self, batch: Batch) -> None:
+    def observe(self, batch: Ran) -> None:
         """A batch has run."""
         serving = self._reload.serving
         measures = self._measures.get(batch.version)
@@ -321,7 +371,7 @@ class Follower:
     def _failed(self, target: Target, failure: Failure, reason: str) -> None:
         self._do(self._reload.failed(target, failure, reason, time.monotonic()))
 
-    def _loaded(self, target: Target, version: Version) -> None:
+    def _loaded(self, target: Target, version: V) -> None:
         self._versions[target.hash] = version
         self._measures.setdefault(target.version, Measures())
         self._do(self._reload.loaded(target, time.monotonic()))
