@@ -68,11 +68,11 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
         mesh = MeshPlan.of(config.parallel, ranks)
     except ValueError as error:
         raise loaded.error("parallel", str(error)) from error
-    definition = define(config.model, root, config.seed)
     try:
         refuse_mesh(config.sync, mesh)
     except ValueError as error:
         raise loaded.error("sync.method", str(error)) from error
+    definition = define(config.model, root, config.seed)
     return Session(loaded, mesh, definition, open_data(config.data, root))
 
 
@@ -83,31 +83,35 @@ def build_loop(
     config, data = session.loaded.config, session.data
     mesh = open_mesh(session.mesh, world.device, world.rank)
     inner = replica_mesh(config.sync, mesh)
-    parallel = parallelise(session.definition, inner)
+    rank, ranks = mesh.data_rank, mesh.plan.data_ranks
+    batches = TrainBatches(data.train, config.data, config.seed, rank, ranks)
+    parallel = parallelise(
+        session.definition, inner, config.parallel, config.compute, batches.split.passes
+    )
     sync = choose_method(config.sync, mesh, parallel)
-    optimizer = Optimizer(updated_here(sync, parallel.model), config.optimizer)
+    updated = updated_here(sync, parallel.model)
+    optimizer = Optimizer(updated, config.optimizer, parallel.repeats)
     state = TrainState(parallel.model, optimizer, sync)
     if start.hash is not None:
         folder = session.run.folder(start.step)
         if not state.load(folder, start.step, world.background):
             text = "replicas were kept together differently: going on from what they had agreed on"
             reporter.event("resume_note", f"! {text}", note=text)
-    rank, ranks = mesh.data_rank, mesh.plan.data_ranks
     held_out = HeldOutBatches(data.held_out, config.evaluate.batch_size, rank, ranks)
     parts = Parts(
         parallel=parallel,
-        optimizer=optimizer,
         sync=sync,
-        batches=TrainBatches(data.train, config.data, config.seed, rank, ranks),
-        evaluator=Evaluator(parallel.objective, held_out, world.ranks, world.device),
+        optimizer=optimizer,
+        batches=batches,
+        evaluator=Evaluator(parallel.passes, held_out, world.ranks, world.device),
         committer=_committer(session, world, inner, state, start, reporter),
         pulse=_pulse(session, world, mesh),
         stop=stop,
         reporter=reporter,
-        align=state.align_buffers if world.ranks > 1 else lambda: None,
+        align=state.align_buffers if mesh.plan.data_ranks > 1 else lambda: None,
         check=_gate_check(session.loaded),
     )
-    return Loop(config, parts, world.device, rank, ranks)
+    return Loop(config, parts, world.device, rank)
 
 
 def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:

@@ -18,6 +18,7 @@ from trainer.config_source import (
     PAIR,
     SIZE,
     TABLE,
+    WHOLES,
     Source,
     choice,
     key,
@@ -88,6 +89,32 @@ class ParallelConfig:
     dp_shard: int = key(
         whole(-1), "ranks that share one copy (FSDP2); -1: the rest of the ranks", default=-1
     )
+    tp: int = key(
+        whole(1, 1024), "ranks that cut each layer (tensor and sequence parallel)", default=1
+    )
+    pp: int = key(whole(1, 1024), "ranks of a pipeline, each with some of the layers", default=1)
+    schedule: str = key(
+        choice("1f1b", "gpipe", "interleaved"),
+        "pp: in which order micro-batches go; interleaved: `chunks` stages a rank",
+        default="1f1b",
+    )
+    chunks: int = key(whole(2, 64), "pp, interleaved: stages of each rank", default=2)
+    layers: tuple[int, ...] | None = key(
+        WHOLES, "pp: layers of each stage; left out, evenly dealt", default=None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeConfig:
+    precision: str = key(
+        choice("fp32", "bf16"), "of matrix products; weights and moments stay fp32", default="fp32"
+    )
+    recompute: str = key(
+        choice("none", "full", "selective"),
+        "activations of the blocks that backward computes again; selective: not matrix products",
+        default="none",
+    )
+    compile: bool = key(BOOLEAN, "torch.compile, block by block", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +182,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = section(OptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
     parallel: ParallelConfig = section(ParallelConfig)
+    compute: ComputeConfig = section(ComputeConfig)
     sync: SyncConfig = section(SyncConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
@@ -220,6 +248,7 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
     sizes = (config.parallel.dp_replicate, config.parallel.dp_shard)
     if sizes.count(-1) > 1 or 0 in sizes:
         yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
+    yield from _pipeline(config, tree)
     yield from contradictions(config.sync, tree.get("sync", {}))
     if config.sync.method == "accumulate" and config.steps % config.sync.every:
         yield "sync.every", f"steps = {config.steps} is no multiple: the last would be lost"
@@ -234,6 +263,20 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         yield "publish.store", 'gets what a channel gets; name one with publish.channel = "stable"'
     if config.publish.store_options and not config.publish.store:
         yield "publish.store_options", 'has a meaning only with "store"'
+
+
+def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    parallel, written = config.parallel, tree.get("parallel", {})
+    if parallel.pp == 1:
+        for name in ("schedule", "chunks", "layers"):
+            if name in written:
+                yield f"parallel.{name}", "has a meaning only with parallel.pp above 1"
+    elif config.data.micro_batch is None:
+        yield "data.micro_batch", "a pipeline works on micro-batches; say how large they are"
+    if "chunks" in written and parallel.schedule != "interleaved":
+        yield "parallel.chunks", 'has a meaning only with parallel.schedule = "interleaved"'
+    if (parallel.pp > 1 or parallel.tp > 1) and config.sync.method != "gradients":
+        yield "sync.method", 'with parallel.pp or parallel.tp, gradients travel: "gradients"'
 
 
 def describe() -> str:

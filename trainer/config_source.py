@@ -79,9 +79,15 @@ def _numbers(value: Any) -> Any:
     return (float(value[0]), float(value[1])) if good else None
 
 
+def _wholes(value: Any) -> Any:
+    good = isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value)
+    return tuple(value) if good else None
+
+
 BOOLEAN = Kind("true or false", lambda value: value if isinstance(value, bool) else None)
 TABLE = Kind("a table", lambda value: dict(value) if isinstance(value, dict) else None)
 SIZE = Kind('a size in bytes, such as "512 MiB"', _size)
+WHOLES = Kind("whole numbers, such as [8, 8]", _wholes)
 PAIR = Kind("two numbers from 0 to below 1, such as [0.9, 0.95]", _numbers)
 
 

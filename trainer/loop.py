@@ -22,7 +22,7 @@ from trainer.evaluate import Evaluator
 from trainer.metrics import Reporter, show
 from trainer.optim import Optimizer
 from trainer.parallel import Parallel
-from trainer.pulse import Pulse, Reading, Totals
+from trainer.pulse import Pulse, Reading
 from trainer.resume import Start
 from trainer.schedule import factor
 from trainer.seeds import derive, seed_torch
@@ -59,13 +59,10 @@ class Ending:
 
 
 class Loop:
-    """`rank` and `ranks` are those that take different samples."""
+    """`rank` is this one's number among those that take different samples."""
 
-    def __init__(
-        self, config: TrainConfig, parts: Parts, device: torch.device, rank: int, ranks: int
-    ) -> None:
-        self._config, self._device = config, device
-        self._rank, self._ranks = rank, ranks
+    def __init__(self, config: TrainConfig, parts: Parts, device: torch.device, rank: int) -> None:
+        self._config, self._device, self._rank = config, device, rank
         self._parts = parts
         self._start = Start()
         self._version: str | None = None
@@ -110,18 +107,16 @@ class Loop:
         return self._config.optimizer.lr * schedule
 
     def _step(self, step: int) -> None:
-        parts, totals = self._parts, Totals()
+        parts = self._parts
         batches = parts.batches.at(self._position(step - 1), self._device)
-        pieces = parts.batches.split.passes
-        for index, piece in enumerate(batches):
+        last = parts.batches.split.passes - 1
+
+        def prepare(index: int) -> None:
             # Dropout and the like draw what this step draws, whatever was drawn before.
             seed_torch(derive(self._config.seed, "step", step, index, self._rank), self._device)
-            parts.sync.before_backward(last=index == pieces - 1)
-            loss, metrics = parts.parallel.objective(piece.batch)
-            totals.add(loss, metrics, piece.weight)
-            # The synchronisation takes the mean over ranks of what is here a weighted part.
-            scale = piece.weight * self._ranks
-            (loss if scale == 1 else loss * scale).backward()
+            parts.sync.before_backward(last=index == last)
+
+        totals = parts.parallel.passes.train(batches, prepare)
         parts.sync.after_backward()
         squares = parts.optimizer.take_gradients()
         norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed is not None)

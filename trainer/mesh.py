@@ -1,7 +1,7 @@
 """The mesh: how many ranks there are in each dimension of parallelism, and which one this is.
 
-Owns the one check that the dimensions multiply to the number of ranks. Later dimensions (pipeline,
-tensor) join `MeshPlan`. Invariant: the order is (dp_replicate, dp_shard), the last one the nearest.
+Owns the one check that the dimensions multiply to the number of ranks. Invariant: the order is (pp,
+dp_replicate, dp_shard, tp), the last one the nearest: its ranks talk most.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainer.config import ParallelConfig
 
-NAMES = ("dp_replicate", "dp_shard")
+NAMES = ("pp", "dp_replicate", "dp_shard", "tp")
 
 
 @dataclass(frozen=True, slots=True)
 class MeshPlan:
     dp_replicate: int
     dp_shard: int
+    pp: int = 1
+    tp: int = 1
 
     @classmethod
     def of(cls, config: ParallelConfig, ranks: int) -> MeshPlan:
         """Raises ValueError, saying how to make configuration and ranks agree."""
-        asked = {"dp_replicate": config.dp_replicate, "dp_shard": config.dp_shard}
+        asked = {name: getattr(config, name) for name in NAMES}
         fixed = 1
         for size in asked.values():
             fixed *= max(size, 1)
         rest, over = divmod(ranks, fixed)
         open_ended = -1 in asked.values()
         if over or (rest != 1 and not open_ended):
-            written = " × ".join(f"{name} = {size}" for name, size in asked.items())
+            told = {name: n for name, n in asked.items() if n != 1 or name.startswith("dp_")}
+            written = " × ".join(f"{name} = {size}" for name, size in told.items())
             raise ValueError(
                 f"{written} does not fit {ranks} rank{'s' * (ranks > 1)}; start "
                 f"{'a multiple of ' if open_ended else ''}{fixed} with torchrun --nproc-per-node, "
@@ -42,7 +45,12 @@ class MeshPlan:
 
     @property
     def ranks(self) -> int:
-        return self.dp_replicate * self.dp_shard
+        return self.pp * self.dp_replicate * self.dp_shard * self.tp
+
+    @property
+    def cuts(self) -> bool:
+        """Whether no rank computes with the whole model."""
+        return self.pp > 1 or self.tp > 1
 
     @property
     def data_ranks(self) -> int:
@@ -58,9 +66,9 @@ class MeshPlan:
 class Mesh:
     """The plan with its process groups.
 
-    `shards` is the mesh over which tensors are sharded, copies first where there are any; `host` is
-    the same over host memory, where what is staged for a checkpoint lies. Both are None for one
-    rank alone and for mere copies.
+    `shards` is the mesh of FSDP, copies first where there are any; None for one rank alone and for
+    mere copies. `whole` has all dimensions, `host` is the same over host memory, where what is
+    staged for a checkpoint lies; None where no tensor is cut.
     """
 
     plan: MeshPlan
@@ -68,15 +76,22 @@ class Mesh:
     shards: DeviceMesh | None
     host: DeviceMesh | None
     rank: int
+    whole: DeviceMesh | None = None
 
     @property
     def data_rank(self) -> int:
-        return self.rank
+        """Among the ranks that take different samples."""
+        return self.rank // self.plan.tp % self.plan.data_ranks
+
+    @property
+    def stage_rank(self) -> int:
+        """The place in the pipeline."""
+        return self.rank // (self.plan.data_ranks * self.plan.tp)
 
     @property
     def replica(self) -> int:
         """Which copy of the model this rank belongs to."""
-        return self.rank // self.plan.dp_shard
+        return self.data_rank // self.plan.dp_shard
 
     def between(self) -> dist.ProcessGroup | None:
         """The ranks that hold the same part in each replica; None where that is everyone."""
@@ -100,12 +115,14 @@ class Mesh:
 
 def open_mesh(plan: MeshPlan, device: torch.device, rank: int) -> Mesh:
     """Collective when there is more than one rank."""
-    if plan.dp_shard == 1:
+    if plan.dp_shard == 1 and not plan.cuts:
         return Mesh(plan, device, None, None, rank)
-    sizes = {"dp_replicate": plan.dp_replicate, "dp_shard": plan.dp_shard}
-    if plan.dp_replicate == 1:
-        del sizes["dp_replicate"]
+    sizes = {name: getattr(plan, name) for name in NAMES}
+    sizes = {name: size for name, size in sizes.items() if size > 1 or name == "dp_shard"}
     names, shape = tuple(sizes), tuple(sizes.values())
-    shards = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    host = shards if device.type == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return Mesh(plan, device, shards, host, rank)
+    whole = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    host = whole if device.type == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
+    shards = None
+    if plan.data_ranks > 1:
+        shards = whole[tuple(name for name in names if name.startswith("dp_"))]
+    return Mesh(plan, device, shards, host, rank, whole)

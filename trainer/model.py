@@ -83,9 +83,9 @@ def materialise(model: nn.Module, seed: int, device: torch.device) -> None:
 
     One whole tensor is in memory at a time, so a rank needs its shards and the largest tensor.
     """
-    owners = _owners(model)
+    shared = owners(model)
     model.to_empty(device=device)
-    for (module, name), *others in owners:
+    for (module, name), *others in shared:
         for other, alias in others:  # `to_empty` unties what was shared
             setattr(other, alias, getattr(module, name))
     fill = getattr(model, INIT)
@@ -97,7 +97,7 @@ def materialise(model: nn.Module, seed: int, device: torch.device) -> None:
             local(tensor).copy_(whole[place(tensor).slices])
 
 
-def _owners(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+def owners(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     """For each distinct tensor of the model, the attributes that hold it."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():

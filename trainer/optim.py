@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig
-from trainer.shards import local
+from trainer.shards import aligned, local
 
 SLOTS = {"adamw": ("mean", "square"), "sgd": ("momentum",)}
 
@@ -30,7 +30,13 @@ class Group:
 class Optimizer:
     """Updates the parameters that require gradients. `slots[slot][name]` is a local moment."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        repeats: Mapping[str, int] | None = None,
+    ) -> None:
+        """`repeats`: on how many ranks, of those that are summed over, the same part is held."""
         self._config = config
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         names = SLOTS[config.name] if config.name == "adamw" or config.momentum else ()
@@ -39,6 +45,9 @@ class Optimizer:
             for slot in names
         }
         self.groups = groups(self.parameters, config.weight_decay)
+        known = repeats or {}
+        shares = [1 / known.get(name, 1) for name in self.parameters]
+        self._shares = torch.tensor(shares, dtype=torch.float64) if known else None
         self._grads: dict[str, Tensor] = {}
 
     def take_gradients(self) -> Tensor:
@@ -47,13 +56,17 @@ class Optimizer:
             grad = parameter.grad
             # A parameter that no sample touched stands still but for its decay and momentum.
             self._grads[name] = (
-                local(grad) if grad is not None else torch.zeros_like(local(parameter))
+                aligned(grad, parameter) if grad is not None else torch.zeros_like(local(parameter))
             )
             parameter.grad = None
         if not self._grads:  # where others hold all parameters there are
             return torch.zeros((), dtype=torch.float64)
         norms = torch._foreach_norm(list(self._grads.values()), 2)
-        return torch.stack([norm.double() for norm in norms]).square().sum()
+        squares = torch.stack([norm.double() for norm in norms]).square()
+        if self._shares is None:
+            return squares.sum()
+        self._shares = self._shares.to(squares.device)
+        return (squares * self._shares).sum()
 
     def scale_gradients(self, factor: Tensor) -> None:
         torch._foreach_mul_(list(self._grads.values()), factor.float())

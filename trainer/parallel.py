@@ -1,22 +1,30 @@
-"""Data parallelism: one model over the mesh, and gradients that are the mean over all ranks.
+"""The model over the mesh: cut into stages and over ranks, sharded or copied, and its gradients.
 
-Owns the choice: one rank alone; copies (`replicate`) where dp_shard is 1; else FSDP2, which shards
-parameters, gradients and optimizer state over dp_shard and copies over dp_replicate (HSDP). It
-never steps, clips or saves. Invariant: after `after_backward` all copies hold the same gradients.
+Owns the order (stages, tensor cut, recomputation and compilation, FSDP2, first values) and the
+choice of what follows from the mesh: one rank alone; copies (`replicate`); FSDP2 over dp_shard,
+copied over dp_replicate (HSDP); tp cuts layers, pp deals them out. It never steps, clips or saves.
+Invariant: after `after_backward` every rank's gradients are the mean over the data ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
+from trainer.blocks import compile_blocks, recompute_blocks
+from trainer.config import ComputeConfig, ParallelConfig
+from trainer.errors import BadPlugin
 from trainer.mesh import Mesh
 from trainer.model import Definition, materialise
+from trainer.passes import Direct, Passes, Precision
 from trainer.replicate import Replicated
+from trainer.shards import is_sharded
+from trainer.ties import EndsSync, Ties
 
 # A smaller block costs a collective of its own for less than that hides.
 UNIT_PARAMETERS = 1 << 18
@@ -44,13 +52,17 @@ class GradientSync(Protocol):
 
 
 class Alone:
-    """One rank: there is nothing to do."""
+    """One rank, or a pipeline's, whose schedule does it: there is nothing to do but for ties."""
+
+    def __init__(self, ends: EndsSync | None = None) -> None:
+        self._ends = ends
 
     def before_backward(self, last: bool) -> None:
         pass
 
     def after_backward(self) -> None:
-        pass
+        if self._ends is not None:
+            self._ends()
 
 
 class Sharded:
@@ -69,35 +81,116 @@ class Sharded:
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
+    """`model` has this rank's modules under their names in the whole one. `repeats` says in how
+    many places the norm would count a parameter."""
+
     model: nn.Module
-    objective: Objective
+    objective: nn.Module
     sync: GradientSync
+    passes: Passes
+    repeats: Mapping[str, int] = field(default_factory=dict)
 
 
-def parallelise(definition: Definition, mesh: Mesh) -> Parallel:
-    """Builds the model, shards or copies it as the mesh says, and gives it its first values."""
+def parallelise(
+    definition: Definition,
+    mesh: Mesh,
+    config: ParallelConfig,
+    compute: ComputeConfig,
+    passes: int,
+) -> Parallel:
+    """Builds the model, cuts, shards or copies it, and gives it its first values. Collective.
+
+    `passes` is how many micro-batches a step has. Raises BadPlugin where the model cannot be cut.
+    """
+    if mesh.plan.pp > 1:
+        from trainer.staged import staged  # loads torch's pipelines, which few runs need
+
+        return staged(definition, mesh, config, compute, passes)
     model = definition.build()
     objective = Objective(model)
+    cut_and_shard([objective], [model], model, Ties.of(model), definition, mesh, compute)
+    plan = mesh.plan
     if mesh.shards is not None:
-        _shard(objective, mesh.shards)
+        sync: GradientSync = Sharded(objective)
+    elif plan.data_ranks == 1:
+        sync = Alone()
+    else:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        sync = Replicated(trained, plan.data_ranks)
+    run = Direct(objective, plan.data_ranks, plan.tp, precision(compute, mesh.device))
+    return Parallel(model, objective, sync, run, repeats(model))
+
+
+def cut_and_shard(
+    roots: Sequence[nn.Module],
+    parts: Sequence[nn.Module],
+    model: nn.Module,
+    ties: Ties,
+    definition: Definition,
+    mesh: Mesh,
+    compute: ComputeConfig,
+) -> None:
+    """What happens to each part of the model; `roots` are what is called, one around each part."""
+    if mesh.plan.tp > 1:
+        from trainer.tensor_parallel import cut_tensors, refuse_uneven, tensor_plan
+
+        assert mesh.whole is not None
+        refuse_uneven(model, mesh.plan.tp)
+        plan = tensor_plan(model, definition.config.class_)
+        for part in parts:
+            cut_tensors(part, plan, mesh.whole["tp"])
+        ties.tie(parts)
+        _refuse_whole(parts)
+    for part in parts:
+        recompute_blocks(part, compute.recompute)
+        if compute.compile:
+            compile_blocks(part)
+    if mesh.shards is not None:
+        for root, part in zip(roots, parts, strict=True):
+            _shard(root, part, mesh.shards, compute)
+        ties.tie(parts)
     if definition.fills:
         materialise(model, definition.seed, mesh.device)
     elif mesh.shards is None:
         model.to(mesh.device)
-    if mesh.shards is not None:
-        return Parallel(model, objective, Sharded(objective))
-    if mesh.plan.ranks == 1:
-        return Parallel(model, objective, Alone())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return Parallel(model, objective, Replicated(trained, mesh.plan.ranks))
 
 
-def _shard(objective: Objective, shards: DeviceMesh) -> None:
-    from torch.distributed.fsdp import fully_shard
+def precision(compute: ComputeConfig, device: torch.device) -> Precision:
+    if compute.precision == "fp32":
+        return nullcontext
 
-    for unit in units(objective.model):
-        fully_shard(unit, mesh=shards)
-    fully_shard(objective, mesh=shards)
+    def bf16() -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16)
+
+    return bf16
+
+
+def repeats(model: nn.Module) -> dict[str, int]:
+    """For parameters that several ranks of "tp" hold alike."""
+    from trainer.shards import repeats as count
+
+    found = {name: count(p, "tp") for name, p in model.named_parameters()}
+    return {name: times for name, times in found.items() if times > 1}
+
+
+def _refuse_whole(parts: Sequence[nn.Module]) -> None:
+    """With tp, a parameter outside the plan would have another gradient on every rank."""
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if not is_sharded(parameter):
+                raise BadPlugin(f"model.class: its 'tensor_plan' says nothing of {name}")
+
+
+def _shard(root: nn.Module, part: nn.Module, shards: Any, compute: ComputeConfig) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if compute.precision == "bf16":
+        # Half the bytes to gather; gradients are added up in full precision.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for unit in units(part):
+        fully_shard(unit, mesh=shards, mp_policy=policy)
+    fully_shard(root, mesh=shards, mp_policy=policy)
 
 
 def units(model: nn.Module) -> Iterator[nn.Module]:

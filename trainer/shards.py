@@ -47,6 +47,24 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
+def repeats(tensor: Tensor, dimension: str) -> int:
+    """How many ranks along a dimension of the mesh hold the same part of it."""
+    mesh = getattr(tensor, "device_mesh", None)
+    if mesh is None or dimension not in (mesh.mesh_dim_names or ()):
+        return 1
+    index = mesh.mesh_dim_names.index(dimension)
+    cut = cast("Any", tensor).placements[index].is_shard()
+    return 1 if cut else int(mesh.size(index))
+
+
+def aligned(grad: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a gradient, laid out as the parameter is: what is still to be added up
+    over ranks is. Collective where it is."""
+    if is_sharded(grad) and cast("Any", grad).placements != cast("Any", parameter).placements:
+        grad = cast("Any", grad).redistribute(placements=cast("Any", parameter).placements)
+    return local(grad)
+
+
 def place(tensor: Tensor) -> Region:
     """Where this rank's part lies in the whole tensor."""
     if not is_sharded(tensor):
@@ -61,12 +79,16 @@ def place(tensor: Tensor) -> Region:
 
 
 def wrapper(like: Tensor, mesh: DeviceMesh | None = None) -> Callable[[Tensor], Tensor]:
-    """Makes of a local tensor one that is sharded as `like` is, over `mesh` (None: its own)."""
+    """Makes of a local tensor one that is sharded as `like` is, over the dimensions of `mesh` that
+    have the same names (None: over its own mesh)."""
     if not is_sharded(like):
         return lambda part: part
     from torch.distributed.tensor import DTensor
 
     sharded = cast("DTensor", like)
+    names = sharded.device_mesh.mesh_dim_names
+    if mesh is not None and names is not None and mesh.mesh_dim_names != names:
+        mesh = mesh[names]
 
     def wrap(part: Tensor) -> Tensor:
         return DTensor.from_local(

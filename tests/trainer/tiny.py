@@ -133,3 +133,55 @@ keep = 20
 channel = "stable"
 require = "accuracy >= 0.5"
 """
+
+
+class Sentences:
+    """Tokens that mostly follow from the one before, of sixteen kinds."""
+
+    def __init__(self, samples: int = 64, length: int = 16) -> None:
+        generator = torch.Generator().manual_seed(2)
+        count = samples + 16
+        tokens = torch.randint(0, 16, (count, length), generator=generator)
+        for at in range(1, length):
+            follows = torch.rand(count, generator=generator) < 0.8
+            tokens[:, at] = torch.where(follows, (tokens[:, at - 1] * 3 + 1) % 16, tokens[:, at])
+        self._tokens, self._samples = tokens, samples
+
+    def train(self) -> dict[str, Tensor]:
+        return {"tokens": self._tokens[: self._samples]}
+
+    def held_out(self) -> dict[str, Tensor]:
+        return {"tokens": self._tokens[self._samples :]}
+
+
+DECODER = """
+run = "{run}"
+seed = 3
+steps = 4
+log_every = 1
+
+[model]
+class = "backends.models.decoder:Decoder"
+
+[model.config]
+model_type = "llama"
+vocab_size = 16
+hidden_size = 16
+intermediate_size = 32
+num_hidden_layers = 4
+num_attention_heads = 4
+num_key_value_heads = 2
+
+[data]
+class = "tests.trainer.tiny:Sentences"
+batch_size = 8
+micro_batch = 2
+
+[optimizer]
+lr = 3e-2
+weight_decay = 0.01
+clip = 0.5
+
+[checkpoint]
+every = 2
+"""
