@@ -1,0 +1,84 @@
+"""From logits to a token at random: temperature, top-k, top-p, min-p, then one draw for each row.
+
+Pure tensors in, tensors out, any device, no synchronisation on a GPU. A draw inverts the cumulative
+distribution at one uniform number rather than racing a noise for each of the vocabulary: it costs
+two passes over the weights and no noise. Invariant: a token of probability 0 is never drawn.
+
+Shape suffixes: B rows, V vocabulary, K candidates, N blocks of the vocabulary, W tokens of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Sums go over blocks first: fewer cumulative sums, and less rounding in them.
+_BLOCK = 128
+# Candidates that are looked at first for a threshold. Most distributions have their top 95 % there.
+_CANDIDATES = 128
+
+
+def weights(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
+    """Unnormalised probabilities; the likeliest has 1."""
+    below_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    return below_BV.div_(temperature_B[:, None]).exp_()
+
+
+def truncate(
+    weights_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor, most: int
+) -> Tensor:
+    """Zero where top-k, top-p of what that leaves, and min-p cut off. Equal weights stay or go
+    together. top_k 0, top_p 1 and min_p 0 cut nothing. `most` is the greatest top_k."""
+    threshold_B = torch.maximum(_top(weights_BV, top_k_B, top_p_B, most), min_p_B)
+    return weights_BV.masked_fill_(weights_BV < threshold_B[:, None], 0.0)
+
+
+def _top(weights_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, most: int) -> Tensor:
+    """The least weight that top-k and top-p keep."""
+    vocabulary = weights_BV.shape[1]
+    limit_B = torch.where(top_k_B > 0, top_k_B, vocabulary).clamp_(max=vocabulary)
+    total_B = weights_BV.sum(-1, dtype=torch.float64)
+    count = min(max(_CANDIDATES, most), vocabulary)
+    while True:
+        if weights_BV.is_cuda:
+            count = vocabulary  # looking whether fewer do would wait for the device
+        best_BK = weights_BV.topk(count).values
+        sums_BK = best_BK.cumsum(-1, dtype=torch.float64)
+        last_B = (limit_B - 1).clamp(max=count - 1)
+        inside_B = sums_BK.gather(1, last_B[:, None])[:, 0]
+        whole_B = torch.where(limit_B <= count, inside_B, total_B)
+        # Kept: what has less than top_p of the mass before it; the likeliest always.
+        need_B = whole_B * top_p_B
+        kept_B = ((sums_BK - best_BK) < need_B[:, None]).sum(-1).clamp_(min=1)
+        if count == vocabulary or not bool(
+            ((kept_B == count) & (limit_B > count) & (top_p_B < 1)).any()
+        ):
+            break
+        count = min(count * 16, vocabulary)
+    index_B = torch.minimum(kept_B - 1, last_B)
+    least_B = best_BK.gather(1, index_B[:, None])[:, 0]
+    return torch.where((top_p_B < 1) | (limit_B <= count), least_B, 0.0)
+
+
+def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token [B] at which the cumulative weight passes `uniform` (float64) of the total."""
+    rows, vocabulary = weights_BV.shape
+    if vocabulary % _BLOCK:
+        weights_BV = F.pad(weights_BV, (0, _BLOCK - vocabulary % _BLOCK))
+    weights_BNW = weights_BV.view(rows, -1, _BLOCK)
+    sums_BN = weights_BNW.sum(-1, dtype=torch.float64).cumsum(-1)
+    block_B, left_B = _pass(sums_BN, uniform_B * sums_BN[:, -1])
+    block_BW = weights_BNW[torch.arange(rows, device=weights_BV.device), block_B]
+    token_B, _ = _pass(block_BW.cumsum(-1, dtype=torch.float64), left_B)
+    return block_B * _BLOCK + token_B
+
+
+def _pass(sums_BN: Tensor, at_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the sums first pass `at`, and what of it is left there."""
+    last_B = sums_BN[:, -1]
+    # Rounding may have brought it to the end, beyond which nothing lies.
+    at_B = torch.minimum(at_B, torch.nextafter(last_B, torch.zeros_like(last_B)))
+    index_B = (sums_BN <= at_B[:, None]).sum(-1).clamp_(max=sums_BN.shape[1] - 1)
+    before_B = sums_BN.gather(1, (index_B - 1).clamp(min=0)[:, None])[:, 0]
+    return index_B, at_B - torch.where(index_B > 0, before_B, 0.0)

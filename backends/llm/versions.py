@@ -1,0 +1,80 @@
+"""Which weights are live, which serve, and how one gives way to another.
+
+Pure: decides, and the engine does. add → serve → retire the old (its sequences may go on until a
+deadline, then they move) → release it (once nobody uses it). Invariant: what serves is live, and
+what is released is never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Done = Callable[[], None]
+
+
+class Versions:
+    def __init__(self, serving: str) -> None:
+        self.serving = serving
+        self.live = {serving}
+        self._retiring: dict[str, float] = {}
+        self._releasing: dict[str, Done] = {}
+
+    def add(self, version: str) -> None:
+        """Raises ValueError where it is live already."""
+        if version in self.live:
+            raise ValueError(f"version {version} is live already")
+        self.live.add(version)
+
+    def serve(self, version: str) -> None:
+        """Raises ValueError where it is not live, or is on its way out."""
+        self._known(version)
+        if version in self._releasing:
+            raise ValueError(f"version {version} is being released")
+        self._retiring.pop(version, None)
+        self.serving = version
+
+    def retire(self, version: str, deadline: float) -> None:
+        """Raises ValueError where it serves: serve another first."""
+        self._known(version)
+        if version == self.serving:
+            raise ValueError(f"version {version} serves")
+        self._retiring[version] = deadline
+
+    def release(self, version: str, done: Done) -> None:
+        """Raises ValueError where it serves."""
+        self._known(version)
+        if version == self.serving:
+            raise ValueError(f"version {version} serves")
+        self._releasing[version] = done
+
+    def due(self, now: float) -> list[str]:
+        """Whose sequences move to what serves now."""
+        if not self._retiring:
+            return []
+        due = [version for version, deadline in self._retiring.items() if deadline <= now]
+        for version in due:
+            del self._retiring[version]
+        return due
+
+    def leaving(self, unused: Callable[[str], bool]) -> list[tuple[str, Done]]:
+        """Those to be dropped; they are live no more."""
+        if not self._releasing:
+            return []
+        gone = [(v, done) for v, done in self._releasing.items() if unused(v)]
+        for version, _ in gone:
+            del self._releasing[version]
+            self._retiring.pop(version, None)
+            self.live.discard(version)
+        return gone
+
+    @property
+    def next_due(self) -> float | None:
+        return min(self._retiring.values(), default=None)
+
+    def takes(self, version: str) -> bool:
+        """Whether a sequence may ask for it."""
+        return version in self.live and version not in self._releasing
+
+    def _known(self, version: str) -> None:
+        if version not in self.live:
+            raise ValueError(f"version {version} is not live")
