@@ -18,13 +18,21 @@ from typing import Any
 from backends.wire import Fault, Frame, Kind, WireError
 from gateway.batch import error_of, gather, split
 from gateway.config import CanaryConfig
-from gateway.errors import DeadlineExceeded, GatewayError, ReplicaNonsense, Shed, TooLarge
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    Poisonous,
+    ReplicaNonsense,
+    Shed,
+    TooLarge,
+)
 from gateway.measures import Measures
 from gateway.policy.batching import Batcher, Refusal
 from gateway.policy.breaker import Outcome, Permit, State, usable
 from gateway.policy.load import Lease
 from gateway.policy.retry import RetryBudget
 from gateway.policy.routing import NO_KEY, Router
+from gateway.quarantine import Quarantine
 from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
 from gateway.seating import Seating
@@ -53,7 +61,7 @@ class Flight:
 class Dispatcher:
     """`finish(request, outcome)` ends a request; `retries` is how many further replicas it may be
     sent to. The retry budget counts batches. A request's key is (what may share a batch, the pinned
-    version, the replica it is bound to, its track)."""
+    version, the replica it is bound to, its track, a mark of its own if it is a suspect)."""
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class Dispatcher:
         self._budget = RetryBudget()
         self._seating = Seating(router)
         self._tracks = Tracks(canary)
+        self._quarantine = Quarantine()
         self._replicas: list[NativeReplica] = []
         self._serving: list[NativeReplica] = []
         self._mixed = False
@@ -106,7 +115,7 @@ class Dispatcher:
 
     def add(self, request: TensorRequest, now: float) -> Refusal | None:
         """Queue a request that has just come, whose key says what may share a batch."""
-        request.key = (request.key, request.version, None, None)
+        request.key = (request.key, request.version, None, None, None)
         self._bind(request, now)
         return self.queue.add(request, now)
 
@@ -131,7 +140,7 @@ class Dispatcher:
         self.queue.requeue(requests, now)
 
     def _stands(self, request: TensorRequest) -> bool:
-        _, version, seat, track = request.key
+        _, version, seat, track, _ = request.key
         if seat is not None and version is not None and seat not in self._holders(version):
             return False
         return self._seating.stands(seat) and self._tracks.stands(track, version)
@@ -141,11 +150,12 @@ class Dispatcher:
 
     def _bind(self, request: TensorRequest, now: float) -> None:
         """The track that the request waits on, and the replica of it where sessions are bound."""
-        what, version, _, _ = request.key
+        what, version, _, _, mark = request.key
         track = self._tracks.place(request.session, version)
         among = self._tracks.members(track) if version is None else self._holders(version)
         seat = self._seating.place(request, now, among)
-        request.key = (what, version, seat, track)
+        # Suspects go where they harm nobody else, whatever their session.
+        request.key = (what, version, seat if mark is None else None, track, mark)
 
     def withdraw(self, request: TensorRequest) -> None:
         """A request that ended without its answer: out of the queue; and when nobody waits for its
@@ -153,6 +163,7 @@ class Dispatcher:
         flight = request.flight
         if flight is None:
             self.queue.discard(request)
+            self._quarantine.forget(request)
         else:
             assert isinstance(flight, Flight)
             if all(other.finished for other in flight.batch):
@@ -182,6 +193,9 @@ class Dispatcher:
         """Send one batch: None. Nothing to send: when to look again."""
         able, panic = usable(self._serving, len(self._replicas), now)
         by_load = {r.load: r for r in able if r.load.in_flight < r.load.slots}
+        if self._quarantine:
+            self._quarantine.assign(able, lambda r, request: self._runs(r)(request.key))
+            by_load = {load: r for load, r in by_load.items() if self._quarantine.admits(r)}
         # A replica executes one batch at a time; its further slots only hide the way to it.
         free, slots = len(by_load), len(able)
         wake = _WHEN_TOLD
@@ -198,9 +212,10 @@ class Dispatcher:
                 slots=slots,
                 curve=replica.curve(None),
                 ahead=replica.ahead_s(now),
-                accept=self._runs(replica) if self._mixed or self._seating.used else None,
+                accept=self._accepts(replica),
             )
             for request in plan.dropped:
+                self._quarantine.forget(request)
                 self._finish(request, self._given_up(request, now))
             if plan.batch:
                 self._send(plan.batch, plan.reason, replica, panic, now)
@@ -246,6 +261,8 @@ class Dispatcher:
         for request in batch:
             request.attempts += 1
             request.flight = flight
+        if batch[0].key[4] is not None:
+            self._quarantine.sent(batch[0], replica)
         self._measures.sent(reason, rows, [now - request.arrived for request in batch])
         try:
             meta, data = gather(batch, now)
@@ -264,9 +281,7 @@ class Dispatcher:
             if self._tracks.channel is not None:
                 version = flight.batch[0].version or flight.replica.status.version
                 self._measures.compared(version, [True] * len(flight.batch), now - flight.sent)
-            died = f"replica {flight.replica.name} died before it answered"
-            # What is dead works no more: placing its batch elsewhere adds no load to the pool.
-            self._again(flight, ReplicaNonsense(died), Outcome.FAILURE, now, retry=True)
+            self._died(flight, now)
         else:
             try:
                 self._read(flight, frame, now)
@@ -276,6 +291,24 @@ class Dispatcher:
                 retry = self._budget.take(now)
                 self._again(flight, ReplicaNonsense(nonsense), Outcome.FAILURE, now, retry=retry)
         self.schedule()
+
+    def _died(self, flight: Flight, now: float) -> None:
+        """Its replica has died, perhaps of one of its requests."""
+        name, (first, *others) = flight.replica.name, flight.batch
+        error: GatewayError = ReplicaNonsense(f"replica {name} died before it answered")
+        if first.key[4] is not None:
+            assert not others  # a suspect is sent alone
+            error = Poisonous(
+                f"replica {name} died of this request alone, after another one died with it on "
+                "board; it is not tried again"
+            )
+            log.error("replica=%s killed by one request; rows=%d", name, first.rows)
+            self._again(flight, error, Outcome.NEUTRAL, now, retry=False)
+            return
+        for request in flight.batch:
+            request.key = (*request.key[:4], self._quarantine.mark())
+        # What is dead works no more: placing its batch elsewhere adds no load to the pool.
+        self._again(flight, error, Outcome.FAILURE, now, retry=True)
 
     def _read(self, flight: Flight, frame: Frame, now: float) -> None:
         """Raises before anything has changed when the frame is no answer."""
@@ -315,15 +348,25 @@ class Dispatcher:
         if back:
             self._measures.retried += len(back)
             self._put_back(back, now)
+            self._quarantine.wait(request for request in back if request.key[4] is not None)
 
     def _give_back(self, flight: Flight, outcome: Outcome, now: float) -> None:
         replica = flight.replica
         flight.lease.release(now)
+        self._quarantine.landed(replica)
         replica.ended(flight.takes_s, now)
         if flight.permit.record(now, outcome) is State.CLOSED:
             replica.recovered(now)
         self._router.ended(flight.lease, NO_KEY, now, ok=outcome is Outcome.SUCCESS)
         flight.replica.settled()
+
+    def _accepts(self, replica: NativeReplica) -> Callable[[Any], bool] | None:
+        """The keys that may be sent to it now; None: all."""
+        runs = self._runs(replica) if self._mixed or self._seating.used else None
+        if not self._quarantine:
+            return runs
+        alone = self._quarantine.only_suspects(replica)
+        return lambda key: (key[4] is not None) is alone and (runs is None or runs(key))
 
     def _runs(self, replica: NativeReplica) -> Callable[[Any], bool]:
         """Whether it holds the version that a key pins, is the one bound to, and on the track."""

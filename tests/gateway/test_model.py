@@ -128,17 +128,17 @@ async def test_requests_wait_for_the_only_replica_to_come_back(tmp_path):
 
 
 async def test_a_request_is_sent_at_most_once_more_than_its_retries(tmp_path):
-    async with serving(tmp_path, retries=1) as (client, (fake,), _):
+    async with serving(tmp_path, retries=0) as (client, (fake,), _):
         fake.held = []
         client.ask(1)
-        for sent in (1, 2):
-            await until(lambda expected=sent: len(fake.executed) == expected)
-            await fake.stop()
-            await fake.start()
+        await until(lambda: fake.executed)
+        await fake.stop()
+        await fake.start()
         outcome = (await client.all(1))[1]
         assert isinstance(outcome, GatewayError)
         assert (outcome.status, outcome.code) == (502, "bad_replica")
         assert "died" in outcome.message
+        assert len(fake.executed) == 1
         client.balance()
 
 
@@ -297,7 +297,11 @@ async def test_random_deaths_lose_nothing(tmp_path):
                 await victim.stop()
                 await victim.start()
         outcomes = await client.all(300)
-        assert all(doubled(outcomes[n])[0] == 2.0 * n for n in range(300))
+        # One that was alone with a replica when that was killed, after another death, is taken to
+        # have done it: no more than one for each kill but the first.
+        accused = [n for n, o in outcomes.items() if getattr(o, "code", "") == "poisonous_request"]
+        assert len(accused) <= 11
+        assert all(doubled(outcomes[n])[0] == 2.0 * n for n in range(300) if n not in accused)
         client.balance()
         assert all(r.load.in_flight == 0 for r in client.model.replicas)
 
