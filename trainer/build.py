@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from backends.checkpoint import Run
+from trainer.commits import Commits
 from trainer.committer import Committer, Record
 from trainer.config import Loaded
 from trainer.data import Datasets, HeldOutBatches, TrainBatches, open_data
@@ -104,7 +105,7 @@ def build_loop(
         optimizer=optimizer,
         batches=batches,
         evaluator=Evaluator(parallel.passes, held_out, world.ranks, world.device),
-        committer=_committer(session, world, inner, state, start, reporter),
+        commits=build_commits(session, world, inner, state, start, reporter),
         pulse=_pulse(session, world, mesh),
         stop=stop,
         reporter=reporter,
@@ -124,46 +125,53 @@ def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
     return Pulse(world.ranks, 1, world.device, shape)
 
 
-def _committer(
+def build_commits(
     session: Session,
     world: World,
     mesh: Mesh,
     state: TrainState,
     start: Start,
     reporter: Reporter,
-) -> Committer:
-    config, known = session.loaded.config.checkpoint, state.weights()
-    forms = {name: (tuple(t.shape), t.dtype) for name, t in known.stored.items()}
-    record = Record(
-        model=session.model,
-        expected=forms | {alias: forms[name] for alias, name in known.ties.items()},
-        ties=known.ties,
-        lineage=session.lineage,
-        files=session.data.files(),
-    )
+) -> Commits:
+    """What commits the run's state, and hears how that ended. Collective."""
+    config = session.loaded.config.checkpoint
     snapshot = Snapshot(state, mesh.host)
-    files = WeightFiles(
-        snapshot.weights(),
-        world.rank,
-        world.ranks,
-        world.background,
-        config.shard_size,
-        # A buffer may hold the infinities of a mask.
-        finite=[name for name, t in known.stored.items() if isinstance(t, nn.Parameter)],
-    )
-    return Committer(
+    committer = Committer(
         session.run,
         world,
         config,
-        record,
+        _record(session, state),
         snapshot,
-        files,
+        _weight_files(session, world, state, snapshot),
         _prober(session, reporter) if world.leads and config.probe else None,
         # Never used before in this run, also not by a process that died.
         attempt=world.leader(lambda: f"{world.place.restarts}_{uuid.uuid4().hex[:8]}"),
         parent=start.hash,
         publisher=Publisher(session.run, session.loaded.config) if world.leads else None,
     )
+    return Commits(committer, reporter, start.version, config.on_failure)
+
+
+def _record(session: Session, state: TrainState) -> Record:
+    known = state.weights()
+    forms = {name: (tuple(t.shape), t.dtype) for name, t in known.stored.items()}
+    return Record(
+        model=session.model,
+        expected=forms | {alias: forms[name] for alias, name in known.ties.items()},
+        ties=known.ties,
+        lineage=session.lineage,
+        files=session.data.files(),
+    )
+
+
+def _weight_files(
+    session: Session, world: World, state: TrainState, snapshot: Snapshot
+) -> WeightFiles:
+    # A buffer may hold the infinities of a mask.
+    finite = [n for n, t in state.weights().stored.items() if isinstance(t, nn.Parameter)]
+    limit = session.loaded.config.checkpoint.shard_size
+    known = snapshot.weights()
+    return WeightFiles(known, world.rank, world.ranks, world.background, limit, finite=finite)
 
 
 def _prober(session: Session, reporter: Reporter) -> Prober | None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.committer import Committer, Moment, Outcome
+from trainer.commits import Commits
+from trainer.committer import Moment
 from trainer.config import TrainConfig
 from trainer.data import TrainBatches
 from trainer.elastic import Stop
-from trainer.errors import CommitFailed, Diverged
+from trainer.errors import Diverged
 from trainer.evaluate import Evaluator
 from trainer.metrics import Reporter, show
 from trainer.optim import Optimizer
@@ -38,7 +39,7 @@ class Parts:
     optimizer: Optimizer
     batches: TrainBatches
     evaluator: Evaluator
-    committer: Committer
+    commits: Commits
     pulse: Pulse
     stop: Stop
     reporter: Reporter
@@ -64,15 +65,13 @@ class Loop:
     def __init__(self, config: TrainConfig, parts: Parts, device: torch.device, rank: int) -> None:
         self._config, self._device, self._rank = config, device, rank
         self._parts = parts
+        self._commits = parts.commits
         self._start = Start()
-        self._version: str | None = None
-        self._last: Outcome | None = None
-        self._failed: Outcome | None = None
 
     def run(self, start: Start) -> Ending:
         """Trains from `start` to the last step. Raises Diverged or CommitFailed."""
         began, steps = time.monotonic(), self._config.steps
-        self._start, self._version = start, start.version
+        self._start = start
         step, evaluation, stopped = start.step, dict[str, float](), False
         self._parts.parallel.objective.train()
         while step < steps and not stopped:
@@ -86,17 +85,14 @@ class Loop:
                 self._observe(self._parts.pulse.readings(all=True))
                 evaluation = self._evaluate(step)
             if commits or stopped:
-                self._settle()  # after a commit that failed there may be none, if it is to stop
-                self._parts.committer.begin(Moment(step, self._position(step), evaluation))
-            self._hear()
+                self._commits.begin(Moment(step, self._position(step), evaluation))
+            self._commits.hear()
         self._parts.reporter.flush(position=self._position(step), lr=self._rate(step))
         exchanged = self._parts.sync.exchanged
         self._parts.reporter.event("exchanged", method=self._config.sync.method, bytes=exchanged)
-        self._settle()
-        if self._last is not None and not self._last.good:
-            raise self._commit_failed(self._last)
-        seconds = time.monotonic() - began
-        return Ending(step, self._position(step), self._version, evaluation, stopped, seconds)
+        self._commits.finish()
+        version, seconds = self._commits.version, time.monotonic() - began
+        return Ending(step, self._position(step), version, evaluation, stopped, seconds)
 
     def _position(self, step: int) -> int:
         """Samples consumed when `step` is done."""
@@ -119,7 +115,7 @@ class Loop:
         totals = parts.parallel.passes.train(batches, prepare)
         parts.sync.after_backward()
         squares = parts.optimizer.take_gradients()
-        norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._failed is not None)
+        norm = parts.pulse.beat(step, squares, totals, parts.stop.asked, self._commits.failed)
         self._clip(norm)
         parts.optimizer.step(step, self._rate(step))
         parts.sync.after_step(step)
@@ -139,34 +135,17 @@ class Loop:
     def _observe(self, readings: Iterable[Reading]) -> None:
         for reading in readings:
             if not reading.finite:
-                self._settle()
+                self._commits.settle()
                 raise Diverged(
                     f"step {reading.step}: the loss is {reading.loss:g}, the gradient's norm "
-                    f"{reading.norm:g}; nothing of it was committed. {self._good_version()}. A "
-                    "lower optimizer.lr, a longer schedule.warmup or optimizer.clip=1.0 may help"
+                    f"{reading.norm:g}; nothing of it was committed. {self._commits.good_version}. "
+                    "A lower optimizer.lr, a longer schedule.warmup or optimizer.clip=1.0 may help"
                 )
             if reading.failed:
-                self._settle()
+                self._commits.settle()
             self._parts.check(reading)
             position, rate = self._position(reading.step), self._rate(reading.step)
             self._parts.reporter.step(reading, position=position, lr=rate)
-
-    def _settle(self) -> None:
-        """Waits for the commit under way. Raises CommitFailed on every rank if one failed and the
-        run is to stop for it."""
-        self._parts.committer.join()
-        self._hear()
-        if self._failed is not None:
-            raise self._commit_failed(self._failed)
-
-    def _commit_failed(self, outcome: Outcome) -> CommitFailed:
-        return CommitFailed(
-            f"step {outcome.step} was not committed: {outcome.reason}. {self._good_version()}; the "
-            "same command goes on from there"
-        )
-
-    def _good_version(self) -> str:
-        return f"The last good version is {self._version}" if self._version else "None is committed"
 
     def _evaluate(self, step: int) -> dict[str, float]:
         self._parts.align()
@@ -175,32 +154,3 @@ class Loop:
         text = f"step {step}  held out: {show(evaluation)}"
         self._parts.reporter.event("evaluation", text, step=step, **evaluation)
         return evaluation
-
-    def _hear(self) -> None:
-        """Takes note of the commits that ended."""
-        report = self._parts.reporter.event
-        for outcome in self._parts.committer.outcomes():
-            self._last, step = outcome, outcome.step
-            if outcome.good:
-                self._version = outcome.version
-                report(
-                    "commit",
-                    f"step {step}  committed {outcome.version}",
-                    step=step,
-                    version=outcome.version,
-                    stalled_s=round(outcome.stalled_s, 6),
-                    seconds=round(outcome.seconds, 6),
-                    pruned=outcome.pruned,
-                )
-                if outcome.published is not None:
-                    for name, fields in outcome.published.events:
-                        report(name, **fields)
-                    report("channel", f"step {step}  channel: {outcome.published.text}", step=step)
-                if outcome.unpruned:
-                    text = f"! old checkpoints stay for now: {outcome.unpruned}"
-                    report("prune_failed", text, step=step, reason=outcome.unpruned)
-            else:
-                text = f"step {step}  NOT committed: {outcome.reason}"
-                report("commit_failed", text, step=step, reason=outcome.reason)
-                if self._config.checkpoint.on_failure == "stop":
-                    self._failed = outcome

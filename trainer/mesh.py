@@ -68,7 +68,8 @@ class Mesh:
 
     `shards` is the mesh of FSDP, copies first where there are any; None for one rank alone and for
     mere copies. `whole` has all dimensions, `host` is the same over host memory, where what is
-    staged for a checkpoint lies; None where no tensor is cut.
+    staged for a checkpoint lies; None where no tensor is cut. `unseen` counts replicas that train
+    their share of each batch beside the ranks of this mesh.
     """
 
     plan: MeshPlan
@@ -77,6 +78,7 @@ class Mesh:
     host: DeviceMesh | None
     rank: int
     whole: DeviceMesh | None = None
+    unseen: int = 1
 
     @property
     def data_rank(self) -> int:
@@ -107,10 +109,10 @@ class Mesh:
 
     def one_replica(self) -> Mesh:
         """The same ranks as a replica sees them: as if there were no other."""
-        plan = replace(self.plan, dp_replicate=1)
+        seen = replace(self, plan=replace(self.plan, dp_replicate=1), unseen=self.plan.dp_replicate)
         if self.shards is None or self.host is None or self.plan.dp_replicate == 1:
-            return replace(self, plan=plan)
-        return replace(self, plan=plan, shards=self.shards["dp_shard"], host=self.host["dp_shard"])
+            return seen
+        return replace(seen, shards=self.shards["dp_shard"], host=self.host["dp_shard"])
 
 
 def open_mesh(plan: MeshPlan, device: torch.device, rank: int) -> Mesh:
