@@ -16,13 +16,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from backends.config import ReplicaConfig
-from backends.errors import (
-    BackendError,
-    BadFrame,
-    Conflict,
-    NotReady,
-    Unsupported,
-)
+from backends.control import Control
+from backends.errors import BackendError, NotReady, Unsupported
 from backends.events import Events
 from backends.reload import Reload
 from backends.server import Connection, Server
@@ -61,6 +56,7 @@ class TensorReplica:
         self._config, self._events, self._imported = config, events, imported
         self._loop = asyncio.get_running_loop()
         self.server = Server(self, events)
+        self._control = Control(self, events)
         self._intake: Intake[Job] = Intake(config.max_intake)
         self._ledger = Ledger(self._intake, config.max_intake)
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
@@ -152,50 +148,10 @@ class TensorReplica:
     def control(
         self, op: str, arguments: dict[str, Any]
     ) -> dict[str, Any] | asyncio.Future[dict[str, Any]]:
-        """`point` moves a channel of the run: the reply comes when its every byte was verified."""
-        operations: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-            "status": (lambda: None, ()),
-            "reload": (self._reload, ()),
-            "rollback": (self._roll_back, ()),
-            "drain": (lambda: self.drain("drained by an operator"), ()),
-            "undrain": (self._undrain, ()),
-            "steer": (lambda: self._following().steer(), ()),
-            "swap": (lambda version: self._following().allow(version), ("version",)),
-            "refuse": (self._refuse, ("version", "reason")),
-            "point": (self._point, ("channel", "like", "version", "before")),
-        }
-        if op not in operations:
-            raise Unsupported(f"unknown op {op!r}; known: {', '.join(operations)}", param="op")
-        work, names = operations[op]
-        for name in {*arguments} ^ {*names}:
-            raise BadFrame(f"op {op!r} takes {', '.join(names) or 'no arguments'}", param=name)
-        for name, value in arguments.items():
-            if not isinstance(value, str):
-                raise BadFrame(f"{name} of op {op!r} is a string", param=name)
-        if op not in ("status", "steer"):
-            self._events("control", op=op, **arguments)
-        answer = work(**arguments)
-        return answer if isinstance(answer, asyncio.Future) else self.status().to_json()
+        return self._control(op, arguments)
 
-    def _reload(self) -> None:
-        if self._source is not None:
-            self._source.look_again()
-        self._following().look_again()
-
-    def _roll_back(self) -> None:
-        self._following().roll_back()
-
-    def _refuse(self, version: str, reason: str) -> None:
-        self._following().refuse(version, reason)
-
-    def _point(self, **arguments: str) -> asyncio.Future[dict[str, Any]]:
-        if self._source is not None and self._source.is_copy:
-            raise Conflict(f"its run is a copy of {self._config.run}: publish there")
-        return self._following().point(**arguments)
-
-    def _following(self) -> Follower[Version]:
-        if self._follower is None:
-            raise Conflict("this replica follows no channel (or has just started)")
+    @property
+    def following(self) -> Follower[Version] | None:
         return self._follower
 
     # --------------------------------------------------------------------------------- its end
@@ -205,7 +161,7 @@ class TensorReplica:
         self._draining = reason
         self.changed()
 
-    def _undrain(self) -> None:
+    def undrain(self) -> None:
         self._draining = ""
         self.changed()
 
