@@ -15,6 +15,7 @@ from typing import Any
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.errors import GatewayError, ModelNotFound, NoReplica, NotFound
 from gateway.generation.door import Door, Doors
+from gateway.generation.reply import Backlog
 from gateway.http_fleet import HttpFleet
 from gateway.http_pool import HttpPool
 from gateway.measures import Family
@@ -135,6 +136,11 @@ class Fleet:
             for name in model.config.generation.names or (model.name,):
                 named[name] = NativeDestination(door, held)
         return named
+
+    @property
+    def backlog(self) -> Backlog:
+        """What all clients of calls have not taken yet."""
+        return self._doors.backlog
 
     def door(self, model: str) -> Door:
         """Where calls of the model come in. Raises ModelNotFound."""

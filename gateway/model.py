@@ -282,6 +282,10 @@ class Model:
     def max_batch_size(self) -> int | None:
         return None if self.signature is None else self._limit()
 
+    @property
+    def surfaces(self) -> frozenset[str]:
+        return self.calls.surfaces
+
     def reason(self) -> str:
         """Why it is not ready, for people."""
         if self.unloaded:

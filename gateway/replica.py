@@ -51,7 +51,6 @@ class NativeReplica:
         self.load = ReplicaLoad(name, weight=weight, slots=1)
         # What its calls weigh, in tokens: no unit that batches could be compared with.
         self.calls = ReplicaLoad(name, weight=weight, slots=1)
-        self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.breaker = breaker
         self.status = _NOT_CONNECTED
         self.signature: Signature | None = None

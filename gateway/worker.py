@@ -24,6 +24,8 @@ from gateway.admit import Admittance
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
 from gateway.fleet import Fleet
+from gateway.generation.generate import acts
+from gateway.generation.socket import opener
 from gateway.health import HealthSurface
 from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
@@ -116,10 +118,11 @@ class Worker:
         pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await pages.setup()
         assert pages.server is not None
-        surface = OipSurface(fleet, gather=whole.statistics)
+        surface = OipSurface(fleet, gather=whole.statistics, generative=acts(fleet))
         sockets = WebSocketSurface(
             fleet,
             SocketLimits(max_message=config.server.max_body),
+            streams={"generate": opener(fleet, fleet.backlog)},
             origins=config.server.origins or (),
         )
 

@@ -90,6 +90,8 @@ class LiveCall:
         self.deadline, self.silence_s = deadline, silence_s
         self.priority, self.version = priority, version
         self.request_id, self.tenant, self.visit = request_id, tenant, visit
+        if visit is not None:
+            visit.tokens = 0.0  # what no replica answers costs nothing
         self.phase = SEATING
         self.track: str | None = None
         self.attempt: Attempt | None = None
@@ -149,16 +151,17 @@ class LiveCall:
         if info is not None and "type" in info and not attempt.said:
             attempt.said = True
             attempt.version = str(info.get("version", ""))
-            self.reply.begin(str(info["type"]).encode(), attempt.version, attempt.replica.served_by)
+            self.reply.begin(str(info["type"]), attempt.version, attempt.replica.name)
         if not attempt.said:
             self._nonsense("began an answer without its type")
             return
         if piece.final:
             self.usage = _usage(info)
-            if self.visit is not None:
-                self.visit.tokens = float(self.usage.prompt + self.usage.completion)
         if data:
             self._moved(now, attempt)
+        if self.visit is not None:
+            self._pay(self.visit, final=piece.final)
+        if data:
             try:
                 self.reply.write(data, last=piece.final)
             except GatewayError as error:
@@ -179,6 +182,14 @@ class LiveCall:
         else:
             measures.between.observe(now - attempt.heard)
         attempt.heard = now
+
+    def _pay(self, visit: Visit, *, final: bool) -> None:
+        """At any moment the visit holds what would have to be paid if the call ended now."""
+        if final and self.usage.prompt:
+            visit.tokens = float(self.usage.prompt + self.usage.completion)
+        else:
+            # One piece carries about one token.
+            visit.tokens = (visit.tokens or self.estimate.tokens_in) + 1.0
 
     def _nonsense(self, what: str) -> None:
         assert self.attempt is not None

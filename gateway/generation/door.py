@@ -13,7 +13,7 @@ from itertools import count
 from math import inf
 from typing import Any
 
-from gateway.errors import BadRequest, GatewayError, NotFound
+from gateway.errors import BadRequest, GatewayError, NotFound, Unsupported
 from gateway.generation.call import LiveCall
 from gateway.generation.pool import CallPool
 from gateway.generation.reply import Backlog, HttpReply
@@ -81,9 +81,8 @@ class Door:
             head = self._doors.head(exchange)
             request_id = head.request_id or self._doors.request_id()
             lines = head.terms.echo or field(b"x-request-id", request_id)
-            pinned = self._pinned(head, version)
-            if surface not in self.pool.surfaces:
-                raise self._not_served(surface)
+            pinned = self.pin(_agreed(head.terms.version, version))
+            self.check(surface, openai=openai)
             wants = read_wants(fields)
             estimate = self.pool.work.estimate(len(body), wants.limit, wants.choices)
             visit = self._enter(exchange, estimate)
@@ -115,11 +114,8 @@ class Door:
             body,
             began=exchange.arrived,
             estimate=estimate,
-            key=RoutingKey(
-                self._sessions.key(exchange.header, exchange.query, fields),
-                prefix_blocks(prompt_of(body)),
-                int(estimate.tokens_in),
-                estimate.tokens_out,
+            key=self.key(
+                self._sessions.key(exchange.header, exchange.query, fields), body, estimate
             ),
             deadline=exchange.arrived + limit_s,
             silence_s=head.silence_s,
@@ -145,23 +141,39 @@ class Door:
         tokens = estimate.tokens_in + estimate.tokens_out if tenant.limited else 0.0
         return tenant.enter(exchange, self.pool.name, tokens)
 
-    def _pinned(self, head: Head, version: str | None) -> str | None:
-        """The full name of the version that is asked for. Raises BadRequest."""
-        said = head.terms.version
-        if said is not None and version not in (None, said):
-            raise BadRequest(
-                f"header x-model-version is {said!r}, the path names {version!r}; send one of them",
-                param="x-model-version",
-            )
-        wanted = said or version
-        return None if wanted is None else find(wanted, self.pool.versions) or wanted
+    def key(self, session: str | None, body: bytes, estimate: Estimate) -> RoutingKey:
+        prefix = prefix_blocks(prompt_of(body))
+        return RoutingKey(session, prefix, int(estimate.tokens_in), estimate.tokens_out)
 
-    def _not_served(self, surface: str) -> GatewayError:
-        """Why the model does not answer calls of this form."""
-        if not self.pool.heard:
-            return self.pool.unready()
-        offered = ", ".join(sorted(self.pool.surfaces)) or "tensors only, at /v2/models/…/infer"
-        return NotFound(
-            f"model {self.pool.name!r} does not serve {surface}; it serves {offered}",
-            param="model",
+    def session_of(self, named: str | None, fields: Mapping[str, Any]) -> str | None:
+        """Of a request without a head: as its client names it, or as the body does."""
+
+        def header(name: bytes) -> bytes | None:
+            return named.encode() if named is not None and name == b"x-session-id" else None
+
+        return self._sessions.key(header, "", fields)
+
+    def pin(self, version: str | None) -> str | None:
+        """The full name of a version."""
+        return None if version is None else find(version, self.pool.versions) or version
+
+    def check(self, surface: str, *, openai: bool) -> None:
+        """Raises what a model is to be refused with that does not answer calls of this form."""
+        pool = self.pool
+        if surface in pool.surfaces:
+            return
+        if not pool.heard:
+            raise pool.unready()
+        offered = ", ".join(sorted(pool.surfaces)) or "tensors only"
+        why = f"model {pool.name!r} does not serve {surface}; it serves {offered}"
+        raise NotFound(why, param="model") if openai else Unsupported(why)
+
+
+def _agreed(header: str | None, path: str | None) -> str | None:
+    """The version that a request pins. Raises BadRequest."""
+    if header is not None and path not in (None, header):
+        raise BadRequest(
+            f"header x-model-version is {header!r}, the path names {path!r}; send one of them",
+            param="x-model-version",
         )
+    return header or path

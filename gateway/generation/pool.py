@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import time
 from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -209,6 +210,8 @@ class CallPool:
             self.work.ended(call.estimate, call.usage, attempt.promised)
             self.measures.by_replica[replica.name, attempt.version] += 1
             self.calls.ended(call.surface, call.usage)
+            queued, ran = attempt.sent - call.began, now - attempt.sent
+            self.measures.statistics.called(attempt.version, queued, ran, time.time())
         if self._tracks.channel is not None and outcome is not Outcome.NEUTRAL:
             version = attempt.version or call.version or replica.status.version
             self.measures.compared(version, [not ok], _pace(now - attempt.sent, call.usage))
@@ -227,6 +230,8 @@ class CallPool:
         else:
             measures.failed += 1
             measures.codes[how] += 1
+            serving = self.versions[0] if self.versions else ""
+            measures.statistics.failed(call.version or serving, now - call.began)
 
     # ---------------------------------------------------------------------------------- the queue
 

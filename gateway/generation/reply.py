@@ -28,7 +28,7 @@ class Reply(Protocol):
 
     @property
     def begun(self) -> bool: ...
-    def begin(self, content_type: bytes, version: str, served_by: bytes) -> None: ...
+    def begin(self, content_type: str, version: str, replica: str) -> None: ...
     def write(self, data: memoryview, *, last: bool) -> None:
         """Raises GatewayError where the answer cannot go on."""
 
@@ -92,11 +92,11 @@ class HttpReply:
         self._behind = 0  # bytes written since
         self._beat = 0.0
 
-    def begin(self, content_type: bytes, version: str, served_by: bytes) -> None:
+    def begin(self, content_type: str, version: str, replica: str) -> None:
         """Also again, where the one that began could not go on before anything went out."""
-        self._type = content_type
-        self._answer = field(b"x-model-version", version) + served_by
-        self._gate = EventGate() if content_type.startswith(EVENTS) else None
+        self._type = content_type.encode()
+        self._answer = field(b"x-model-version", version) + field(b"x-served-by", replica)
+        self._gate = EventGate() if self._type.startswith(EVENTS) else None
         self._pieces.clear()
         self._size = 0
 

@@ -17,7 +17,7 @@ from gateway.relay.asked import read_seconds
 SILENCE = b"x-stainless-read-timeout"
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 # Beside those that name a session.
-FIELDS = frozenset({"model", "stream", "n", "best_of", "timeout", *_LIMITS})
+FIELDS = frozenset({"model", "stream", "n", "best_of", "timeout", "parameters", *_LIMITS})
 # Where the prompt begins, in bodies of each form: what comes before it may differ from call to
 # call though the prompt is the same.
 _PROMPTS = (b'"messages"', b'"prompt"', b'"input"', b'"text_input"')

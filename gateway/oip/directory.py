@@ -71,6 +71,22 @@ class Switchable(Protocol):
         """Drain: what waits and runs is answered, nothing new is taken."""
 
 
+@runtime_checkable
+class Generative(Protocol):
+    """A ModelView whose replicas answer calls, in words: chat, completions, generate, embeddings.
+
+    Optional: a model that lacks this takes tensors and nothing else.
+    """
+
+    @property
+    def surfaces(self) -> frozenset[str]:
+        """The forms of calls that it answers; empty until a replica has said them."""
+
+
+def generates(view: ModelView) -> bool:
+    return isinstance(view, Generative) and "generate" in view.surfaces
+
+
 class Directory(Protocol):
     """All models, by name."""
 

@@ -5,7 +5,7 @@ Pure functions of a ModelView or its parts. They say only what is so: clients ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from backends.wire import Signature, TensorSpec
@@ -44,6 +44,18 @@ def metadata(name: str, versions: Sequence[str], signature: Signature) -> dict[s
     }
 
 
+def call_metadata(name: str, versions: Sequence[str], surfaces: Collection[str]) -> dict[str, Any]:
+    """Of a model that takes calls and no tensors. `surfaces`: their forms."""
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": PLATFORM,
+        "inputs": [],
+        "outputs": [],
+        "surfaces": sorted(surfaces),
+    }
+
+
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     # The batch is part of the shape here, and of no shape in the configuration.
     return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
@@ -75,6 +87,20 @@ def configuration(name: str, signature: Signature, max_batch_size: int) -> dict[
             "default_priority_level": DEFAULT_LEVEL,
         },
         "model_transaction_policy": {"decoupled": False},
+    }
+
+
+def call_configuration(name: str, surfaces: Collection[str]) -> dict[str, Any]:
+    """The same of a model that takes calls: its replicas batch by themselves."""
+    return {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "version_policy": {"all": {}},
+        "max_batch_size": 0,
+        "input": [],
+        "output": [],
+        "model_transaction_policy": {"decoupled": "generate_stream" in surfaces},
     }
 
 

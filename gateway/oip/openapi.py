@@ -15,6 +15,7 @@ from gateway.oip.parameters import PRIORITY_LEVELS
 from gateway.oip.routes import Route
 
 JSON, BINARY = "application/json", "application/octet-stream"
+EVENTS = "text/event-stream"
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _FLAG: dict[str, Any] = {"type": "boolean"}
@@ -136,6 +137,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ["id", "model_name", "model_version", "parameters", "outputs"],
         closed=True,
     ),
+    "GenerateRequest": _object(
+        {
+            "text_input": _TEXT,
+            "parameters": {
+                "description": "max_tokens, temperature, stop and the like; what the model does "
+                "not know is refused",
+                "type": "object",
+            },
+        },
+        ["parameters"],
+    ),
+    "GenerateResponse": _object(
+        {"model_name": _TEXT, "model_version": _TEXT, "text_output": _TEXT}
+    ),
+    "GenerateEvents": {
+        "description": "Each event's data is an object as of generate, with the next piece of the "
+        "text; one with the field error ends a stream that could not go on.",
+        "type": "string",
+    },
     "InferInput": _object(
         {
             "name": _TEXT,
@@ -182,11 +202,15 @@ _INFER_HEADERS = {
     "0: the body is the data of the only input, for one row",
     "X-Request-Id": "Echoed; made where it is missing",
     "X-Session-Id": "Requests with equal ones should reach the same replica",
+    "X-Model-Version": "Pins a version, as /versions/{v} does",
     "X-Deadline-Ms": "Answer within so many milliseconds of the arrival, or not at all",
     "X-Priority": "Higher is sooner; 0 is ordinary",
     "X-Timing": "1: the answer has a Server-Timing header",
     "Accept-Encoding": "gzip or deflate, alone: the answer comes compressed",
 }
+_GENERATE_HEADERS = (
+    "X-Request-Id", "X-Session-Id", "X-Model-Version", "X-Deadline-Ms", "X-Priority"
+)  # fmt: skip
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -204,6 +228,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
 
 def _operation(route: Route) -> dict[str, Any]:
     infer = route.response == "InferResponse"
+    generate = route.request == "GenerateRequest"
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
         for name in re.findall(r"\{(\w+)\}", route.template)
@@ -212,6 +237,11 @@ def _operation(route: Route) -> dict[str, Any]:
         parameters += [
             {"name": name, "in": "header", "description": text, "schema": _TEXT}
             for name, text in _INFER_HEADERS.items()
+        ]
+    elif generate:
+        parameters += [
+            {"name": name, "in": "header", "description": _INFER_HEADERS[name], "schema": _TEXT}
+            for name in _GENERATE_HEADERS
         ]
     made: dict[str, Any] = {
         "operationId": route.operation,
@@ -223,7 +253,8 @@ def _operation(route: Route) -> dict[str, Any]:
         },
     }
     if route.request is not None:
-        made["requestBody"] = {"required": infer, "content": _content(route.request, infer)}
+        needed = infer or generate
+        made["requestBody"] = {"required": needed, "content": _content(route.request, infer)}
     return made
 
 
@@ -231,6 +262,8 @@ def _content(schema: str | None, binary: bool) -> dict[str, Any]:
     if schema is None:
         return {}
     assert schema in SCHEMAS, f"the route table names a schema {schema} that is not there"
+    if schema == "GenerateEvents":
+        return {EVENTS: {"schema": _ref(schema)}}
     made: dict[str, Any] = {JSON: {"schema": _ref(schema)}}
     if binary:
         made[BINARY] = {"schema": {"description": f"{schema} as JSON, then the tensors' bytes"}}

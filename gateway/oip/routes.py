@@ -77,8 +77,11 @@ ROUTES: tuple[Route, ...] = (
     *_both("GET", "/config", "model_config", "The model's configuration, in Triton's form",
            response="ModelConfig"),
     *_both("GET", "/stats", "model_statistics", "The model's statistics", response="Statistics"),
-    *_both("POST", "/generate", "generate", "Text generation"),
-    *_both("POST", "/generate_stream", "generate_stream", "Text generation, streamed"),
+    *_both("POST", "/generate", "generate", "Text generation", "GenerateRequest",
+           "GenerateResponse"),
+    *_both("POST", "/generate_stream", "generate_stream",
+           "Text generation, streamed as server-sent events", "GenerateRequest",
+           "GenerateEvents"),
     *(
         Route(method, path, f"{operation}_{method.lower()}", summary)
         for path, operation, summary in (

@@ -71,6 +71,18 @@ class ModelStats:
         stats.queue_ns += answer.queue_us * 1000
         stats.compute_ns += answer.compute_us * 1000
 
+    def called(self, version: str, queue_s: float, compute_s: float, now_s: float) -> None:
+        """A call ended well. It was executed by itself, as far as anybody can tell. `now_s`: Unix
+        time."""
+        stats = self.versions.get(version) or self._begin(version)
+        stats.inferences += 1
+        stats.executions += 1
+        stats.successes += 1
+        stats.last_ms = int(now_s * 1e3)
+        stats.success_ns += int((queue_s + compute_s) * 1e9)
+        stats.queue_ns += int(queue_s * 1e9)
+        stats.compute_ns += int(compute_s * 1e9)
+
     def failed(self, version: str, seconds: float) -> None:
         """A request ended with an error: the version it asked for, or the one in service."""
         stats = self.versions.get(version) or self._begin(version)

@@ -16,7 +16,14 @@ import orjson
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, Unsupported
 from gateway.lane import Exchange, Handler
 from gateway.oip import documents
-from gateway.oip.directory import Directory, Gather, ModelView, Switchable
+from gateway.oip.directory import (
+    Directory,
+    Gather,
+    Generative,
+    ModelView,
+    Switchable,
+    generates,
+)
 from gateway.oip.infer import InferDesk, InferHandler, pin, signature_of
 from gateway.oip.openapi import document
 from gateway.oip.reply import answer, refuse
@@ -30,13 +37,16 @@ log = logging.getLogger(__name__)
 Act = Callable[[Exchange, str, str | None], None]
 
 SERVER = "penstock"
+GENERATIVE = frozenset(
+    {"generate", "generate_version", "generate_stream", "generate_stream_version"}
+)
 # Paths of infer calls; old versions' paths go when it is full.
 MAX_PATHS = 4096
 
 
 class OipSurface:
     """`gather`: statistics over all workers, where there are several. `generative`: acts for
-    generate, generate_stream and their `_version` forms, where a model can do that."""
+    generate and generate_stream, where models can do that."""
 
     def __init__(
         self,
@@ -67,7 +77,9 @@ class OipSurface:
             "model_metadata": self._metadata,
         }.items():
             acts[name] = acts[f"{name}_version"] = act
-        self._acts = acts | dict(generative or {})
+        for name, generate in (generative or {}).items():
+            acts[name] = acts[f"{name}_version"] = generate
+        self._acts = acts
 
     def resolve(self, method: str, path: str) -> Handler | None:
         """The lane's question; `path` is raw. None for what is not under /v2."""
@@ -106,7 +118,7 @@ class OipSurface:
     # ------------------------------------------------------------------------------- the server
 
     def _server(self, exchange: Exchange, model: str, version: str | None) -> None:
-        extensions = documents.extensions(self._directory.models(), frozenset(self._acts))
+        extensions = documents.extensions(self._directory.models(), self._operations())
         answer(exchange, {"name": SERVER, "version": server_version(), "extensions": extensions})
 
     def _ready(self, exchange: Exchange, model: str, version: str | None) -> None:
@@ -117,11 +129,18 @@ class OipSurface:
             answer(exchange, {"ready": True})
 
     def _openapi(self, exchange: Exchange, model: str, version: str | None) -> None:
-        operations = frozenset(self._acts)
-        if not any(isinstance(view, Switchable) for view in self._directory.models()):
-            operations -= {"model_load", "model_unload"}
+        operations = self._operations()
         offered = [route for route in ROUTES if route.operation in operations]
         answer(exchange, document(offered, server_version()))
+
+    def _operations(self) -> frozenset[str]:
+        """Those that any model can be asked for now."""
+        operations, views = frozenset(self._acts), self._directory.models()
+        if not any(isinstance(view, Switchable) for view in views):
+            operations -= {"model_load", "model_unload"}
+        if not any(map(generates, views)):
+            operations -= GENERATIVE
+        return operations
 
     # -------------------------------------------------------------------------------- one model
 
@@ -134,10 +153,16 @@ class OipSurface:
 
     def _metadata(self, exchange: Exchange, model: str, version: str | None) -> None:
         view = self._view(model, version)
-        answer(exchange, documents.metadata(model, view.versions, signature_of(view)))
+        if surfaces := calls_only(view):
+            answer(exchange, documents.call_metadata(model, view.versions, surfaces))
+        else:
+            answer(exchange, documents.metadata(model, view.versions, signature_of(view)))
 
     def _config(self, exchange: Exchange, model: str, version: str | None) -> None:
         view = self._view(model, version)
+        if surfaces := calls_only(view):
+            answer(exchange, documents.call_configuration(model, surfaces))
+            return
         signature = signature_of(view)
         limit = view.max_batch_size or signature.max_batch_size
         answer(exchange, documents.configuration(model, signature, limit))
@@ -234,6 +259,12 @@ def server_version() -> str:
         return version("penstock")
     except PackageNotFoundError:
         return "unknown"  # run from a source tree that is not installed
+
+
+def calls_only(view: ModelView) -> frozenset[str]:
+    """The forms of its calls, of a model that takes no tensors; empty for others."""
+    takes = view.surfaces if isinstance(view, Generative) else frozenset[str]()
+    return takes if view.signature is None else frozenset()
 
 
 def _fit(view: ModelView) -> bool:

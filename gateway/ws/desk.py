@@ -69,7 +69,7 @@ class Desk:
             raise BadRequest(
                 "model_name is missing; it says which model to ask", param="model_name"
             )
-        version = take_text(document, "model_version")
+        version = take_text(document, "model_version") or asked.version
         view = self._directory.model(model)
         socket.enter(name, model)
         pinned = pin(view, version) if version else None

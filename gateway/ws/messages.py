@@ -38,11 +38,13 @@ class Message(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a request asks of the gateway beside its content. `deadline_s`: after its arrival."""
+    """What a request asks of the gateway beside its content. `deadline_s`: after its arrival.
+    `version`: what is pinned where the message itself pins none."""
 
     session: str | None = None
     deadline_s: float = inf
     priority: int = 0
+    version: str | None = None
 
 
 NOTHING_ASKED = Asked()
@@ -50,7 +52,7 @@ NOTHING_ASKED = Asked()
 
 def asked_by(terms: Terms) -> Asked:
     """What a connection's headers ask for all of its requests."""
-    made = Asked(terms.session, terms.deadline_s, terms.priority)
+    made = Asked(terms.session, terms.deadline_s, terms.priority, terms.version)
     return NOTHING_ASKED if made == NOTHING_ASKED else made
 
 
@@ -95,7 +97,7 @@ def take_asked(document: dict[str, Any], usual: Asked) -> Asked:
     """Takes the fields out of the document; `usual` where it says nothing. Raises BadRequest."""
     if _ASKED.isdisjoint(document):
         return usual
-    session, deadline_s, priority = usual
+    session, deadline_s, priority, version = usual
     if "session" in document:
         session = document.pop("session")
         if type(session) is not str or not 0 < len(session) <= MAX_ID:
@@ -112,7 +114,7 @@ def take_asked(document: dict[str, Any], usual: Asked) -> Asked:
                 "priority",
                 f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; higher is sooner",
             )
-    return Asked(session, deadline_s, priority)
+    return Asked(session, deadline_s, priority, version)
 
 
 def take_text(document: dict[str, Any], name: str) -> str | None:
@@ -143,6 +145,15 @@ def result_frame(lead: bytes, answer: Answer, rendered: Rendered, *, timing: boo
     length = len(lead) + len(text) - 1
     size = 4 + length + sum(map(len, tensors))
     return b"".join((head(BINARY, size), _U32.pack(length), lead, text[1:], *tensors))
+
+
+def object_frame(kind: str, name: str, fields: Mapping[str, Any], rest: Buffer) -> bytes:
+    """A message with these fields, and those of `rest`, which is a JSON object already."""
+    lead = orjson.dumps({"type": kind, "id": name, **fields})
+    text = bytes(rest).strip()
+    if text == b"{}":
+        return head(TEXT, len(lead)) + lead
+    return b"".join((head(TEXT, len(lead) + len(text) - 1), lead[:-1], b",", text[1:]))
 
 
 def text_frame(kind: str, name: str | None, fields: Mapping[str, Any]) -> bytes:

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from backends.wire import Buffer
 from gateway.errors import Cancelled, GatewayError
-from gateway.ws.messages import Asked, error_frame, text_frame
+from gateway.ws.messages import Asked, error_frame, object_frame, text_frame
 
 if TYPE_CHECKING:
     from gateway.tenants import Tenant, Visit
@@ -56,9 +57,17 @@ class Stream:
             return False
         return socket.write(text_frame("delta", self.id, fields))
 
-    def end(self, fields: Mapping[str, Any]) -> None:
-        """The answer is whole; `fields` go into its result message."""
-        self._finish(text_frame("result", self.id, fields))
+    def end(self, fields: Mapping[str, Any], rest: Buffer = b"{}") -> None:
+        """The answer is whole; `fields` go into its result message, and those of `rest`, which is
+        a JSON object already."""
+        self._finish(object_frame("result", self.id, fields, rest))
+
+    def pass_on(self, delta: Buffer) -> bool:
+        """As `delta`, for fields that are a JSON object already."""
+        socket = self._socket
+        if socket is None:
+            return False
+        return socket.write(object_frame("delta", self.id, {}, delta))
 
     def fail(self, error: GatewayError) -> None:
         self._finish(error_frame(self.id, error))

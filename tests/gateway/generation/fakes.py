@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gateway.config import parse
 from gateway.fleet import Fleet
+from gateway.generation.generate import acts
+from gateway.generation.socket import opener
 from gateway.lane import Handler, Lane, Limits
 from gateway.model import Model
 from gateway.oip import OipSurface
@@ -25,8 +27,8 @@ STREAM = ASK[:-1] + b',"stream":true}'
 class Gateway:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.oip = OipSurface(fleet)
-        self.sockets = WebSocketSurface(fleet)
+        self.oip = OipSurface(fleet, generative=acts(fleet))
+        self.sockets = WebSocketSurface(fleet, streams={"generate": opener(fleet, fleet.backlog)})
         self.lane = Lane(self._resolve, None, Limits(linger_s=0.1))
         self.clients: list[Client] = []
         self.port = 0
@@ -118,4 +120,4 @@ async def serving(
     assert gateway.counters()["live"] == 0
     for replica in gateway.model.replicas:
         assert (replica.calls.in_flight, replica.calls.work) == (0, 0.0)
-    assert fleet._doors.backlog.bytes == 0
+    assert fleet.backlog.bytes == 0

@@ -117,6 +117,16 @@ class FakeModel:
         request.finish(outcome)
 
 
+class FakeGenerative(FakeModel):
+    """Takes calls and no tensors."""
+
+    surfaces = frozenset({"chat", "generate", "generate_stream"})
+
+    def __init__(self, name: str = "m") -> None:
+        super().__init__(name, None)
+        self.kind, self.ready = "llm", True
+
+
 class FakeSwitchable(FakeModel):
     unloaded = False
     failing: GatewayError | None = None
