@@ -1,0 +1,340 @@
+"""Replicas that die, refuse, lie and fall silent: nothing is lost, repeated or left unsaid."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from gateway.policy.breaker import State
+from tests.gateway.fake_llm import WORDS, FakeLLM, completion, talk
+from tests.gateway.fakes import until
+from tests.gateway.generation.fakes import ASK, STREAM, serving
+
+
+def error_of(body: bytes) -> dict:
+    """The error in a stream's last event."""
+    last = [event for event in body.split(b"\n\n") if event][-1]
+    return orjson.loads(last.removeprefix(b"data: "))["error"]
+
+
+async def test_a_replica_that_dies_before_the_first_byte_costs_no_call(tmp_path):
+    async def dies(call):
+        call.piece(b"")  # the type is known, and nothing has gone to the client
+        await asyncio.sleep(0)
+        call.replica.die()
+
+    first = FakeLLM(tmp_path / "a", dies)
+    async with serving(tmp_path, first, FakeLLM(tmp_path / "b")) as gateway:
+        gateway.fleet.set_weight("r1", 0.001)
+        for body in (ASK, STREAM):
+            reply = await gateway.post(body)
+            assert (reply.status, reply.header("x-served-by")) == (200, "r1")
+            assert WORDS[0].encode() in reply.body
+            await until(lambda: all(replica.ready for replica in gateway.model.replicas))
+        assert gateway.counters()["done"] == 2 == gateway.model.measures.retried
+
+
+async def test_a_replica_that_dies_within_a_stream_is_told_to_the_client_and_not_replayed(tmp_path):
+    async def dies(call):
+        call.delta("The")
+        await until(lambda: client.reply.body)
+        call.replica.die()
+
+    fakes = [FakeLLM(tmp_path / name, dies) for name in "ab"]
+    async with serving(tmp_path, *fakes) as gateway:
+        client = await gateway.connect()
+        reply = await gateway.post(STREAM, client=client)
+        assert reply.status == 200 and reply.body.count(b"data: ") == 2
+        error = error_of(reply.body)
+        assert (error["code"], error["type"]) == ("bad_replica", "server_error")
+        assert "died" in error["message"]
+        await until(lambda: client.closed)
+        assert sum(len(fake.calls) for fake in fakes) == 1
+        assert gateway.counters()["failed"] == 1
+
+
+async def test_what_a_client_did_wrong_is_told_as_the_replica_said_it(tmp_path):
+    async def script(call):
+        call.fault(status=400, code="invalid_request", message="top_k: is -2", param="top_k")
+
+    fakes = [FakeLLM(tmp_path / name, script) for name in "ab"]
+    async with serving(tmp_path, *fakes) as gateway:
+        for body in (ASK, STREAM):
+            reply = await gateway.post(body)
+            assert reply.status == 400 and reply.header("x-should-retry") is None
+            assert orjson.loads(reply.body)["error"] == {
+                "message": "top_k: is -2", "type": "invalid_request_error", "param": "top_k",
+                "code": "invalid_request",
+            }  # fmt: skip
+        assert sum(len(fake.calls) for fake in fakes) == 2
+        now = asyncio.get_running_loop().time()
+        assert all(r.breaker.state(now) is State.CLOSED for r in gateway.model.replicas)
+
+
+@pytest.mark.parametrize("status", [429, 503, 500])
+async def test_what_another_replica_may_do_is_asked_of_it(tmp_path, status):
+    async def script(call):
+        if call.replica is busy:
+            call.fault(status=status, code="busy", message="not now", retryable=True)
+        else:
+            await talk(call)
+
+    busy, other = (FakeLLM(tmp_path / name, script) for name in "ab")
+    async with serving(tmp_path, busy, other) as gateway:
+        gateway.fleet.set_weight("r1", 0.001)
+        reply = await gateway.post(STREAM)
+        assert (reply.status, reply.header("x-served-by")) == (200, "r1")
+        gateway.fleet.drain("r1")
+        reply = await gateway.post(STREAM)
+        assert (reply.status, reply.header("x-should-retry")) == (status, "false")
+        assert orjson.loads(reply.body)["error"]["message"] == "not now"
+
+
+async def test_a_busy_replica_is_left_alone_while_there_is_another(tmp_path):
+    async def script(call):
+        if call.replica is busy:
+            call.fault(status=429, code="overloaded", message="full", retryable=True)
+        else:
+            await talk(call)
+
+    busy, other = (FakeLLM(tmp_path / name, script) for name in "ab")
+    async with serving(tmp_path, busy, other) as gateway:
+        gateway.fleet.set_weight("r1", 0.001)
+        for _ in range(3):
+            assert (await gateway.post(STREAM)).status == 200
+        assert (len(busy.calls), len(other.calls)) == (1, 3)
+
+
+async def test_a_fault_within_a_stream_is_its_last_event(tmp_path):
+    async def script(call):
+        call.delta("The")
+        call.fault(status=500, code="model_error", message="out of memory", retryable=True)
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        reply = await gateway.post(STREAM)
+        assert reply.status == 200
+        assert error_of(reply.body)["message"] == "out of memory"
+        assert gateway.counters()["failed"] == 1
+
+
+async def test_an_answer_without_its_type_is_none(tmp_path):
+    async def script(call):
+        call._said = True
+        call.piece(b"what", final=True)
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script), model="retries = 0") as gateway:
+        reply = await gateway.post(ASK)
+        assert reply.status == 502 and b"without its type" in reply.body
+
+
+async def test_bytes_that_are_no_frame_cost_the_link_and_no_call(tmp_path):
+    async def script(call):
+        if len(fake.calls) == 1:
+            call.connection.transport.write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(20))
+        else:
+            await talk(call)
+
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        reply = await gateway.post(ASK)
+        assert reply.status == 200 and len(fake.calls) == 2
+
+
+async def test_a_client_that_leaves_ends_its_call_at_once(tmp_path):
+    async def script(call):
+        if b"stream" in call.body:
+            call.delta("The")
+        await call.cancelled.wait()
+        call.piece(b"too late", final=True)
+
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        for number, body in enumerate((ASK, STREAM)):
+            client = await gateway.connect()
+            await gateway.post(body, client=client, complete=False)
+            await until(lambda n=number: len(fake.calls) == n + 1)
+            client.transport.abort()
+            await asyncio.wait_for(fake.calls[number].cancelled.wait(), 20)
+            await until(lambda n=number: gateway.counters()["cancelled"] == n + 1)
+            assert gateway.model.replicas[0].calls.work == 0.0
+
+
+async def test_a_client_that_leaves_while_it_waits_is_sent_nowhere(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        await go.wait()
+        await talk(call)
+
+    fake = FakeLLM(tmp_path / "a", script)
+    fake.slots = 2
+    async with serving(tmp_path, fake) as gateway:
+        first = [await gateway.post(ASK, complete=False) for _ in range(2)]
+        await until(lambda: len(fake.calls) == 2)
+        client = await gateway.connect()
+        await gateway.post(ASK, client=client, complete=False)
+        await until(lambda: gateway.model.status()["waiting"] == 1)
+        client.transport.abort()
+        await until(lambda: gateway.counters()["cancelled"] == 1)
+        go.set()
+        await until(lambda: all(reply.complete for reply in first))
+        assert len(fake.calls) == 2
+
+
+async def test_a_deadline_ends_what_has_not_ended(tmp_path):
+    async def script(call):
+        if b"stream" in call.body:
+            call.delta("The")
+        await call.cancelled.wait()
+        call.piece(final=True)
+
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        reply = await gateway.post(ASK, fields="x-deadline-ms: 60\r\n")
+        assert reply.status == 504
+        assert orjson.loads(reply.body)["error"]["code"] == "deadline_exceeded"
+        reply = await gateway.post(STREAM, fields="x-deadline-ms: 60\r\n")
+        assert reply.status == 200 and error_of(reply.body)["code"] == "deadline_exceeded"
+        reply = await gateway.post(ASK[:-1] + b',"timeout":0.06}')
+        assert reply.status == 504
+        # The SDK's own limit: of a whole answer, and of the silence in a stream.
+        for body, status in ((ASK, 504), (STREAM, 200)):
+            reply = await gateway.post(body, fields="x-stainless-read-timeout: 0.06\r\n")
+            assert reply.status == status and b"deadline_exceeded" in reply.body
+        await until(lambda: all(call.cancelled.is_set() for call in fake.calls))
+        assert len(fake.calls) == 5 == gateway.counters()["failed"]
+
+
+async def test_a_stream_that_goes_on_outlives_the_clients_patience_with_silence(tmp_path):
+    async def script(call):
+        for _ in range(30):
+            call.delta("x")
+            await asyncio.sleep(0.01)
+        call.done()
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        reply = await gateway.post(STREAM, fields="x-stainless-read-timeout: 0.2\r\n")
+        assert reply.body.endswith(b"[DONE]\n\n") and reply.body.count(b"data: ") == 31
+
+
+@pytest.mark.parametrize("limit", ["first_ms", "idle_ms"])
+async def test_a_replica_that_falls_silent_is_given_up(tmp_path, limit):
+    async def script(call):
+        if limit == "idle_ms":
+            call.delta("The")
+        await call.cancelled.wait()
+        call.piece(final=True)
+
+    fakes = [FakeLLM(tmp_path / name, script) for name in "ab"]
+    keys = f"[models.generation]\n{limit} = 60"
+    async with serving(tmp_path, *fakes, model=keys) as gateway:
+        reply = await gateway.post(STREAM)
+        assert b"replica_timeout" in reply.body
+        # The prompt is paid for already, and somebody is still at it: it is not sent elsewhere.
+        assert sum(len(fake.calls) for fake in fakes) == 1
+        assert reply.status == (504 if limit == "first_ms" else 200)
+
+
+async def test_a_silent_stream_gets_comments_and_a_whole_answer_none(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        if b"stream" in call.body:
+            call.delta("The")
+            await go.wait()
+            call.done()
+        else:
+            call.piece(b"{", type="application/json")
+            await go.wait()
+            call.piece(b"}", final=True)
+
+    keys = "[models.generation]\nheartbeat_ms = 60"
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script), model=keys) as gateway:
+        whole = await gateway.post(ASK, complete=False)
+        reply = await gateway.post(STREAM, complete=False)
+        await until(lambda: reply.body.count(b":\n\n") >= 2)
+        go.set()
+        await until(lambda: reply.complete and whole.complete)
+        assert whole.body == b"{}"
+        assert reply.body.replace(b":\n\n", b"").count(b"\n\n") == 2
+
+
+async def test_a_slow_reader_loses_its_own_stream_only(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        if call.meta.priority:
+            await go.wait()
+            call.delta("fast")
+            call.done()
+            return
+        while not call.cancelled.is_set():
+            call.delta("x" * 10_000)
+            await asyncio.sleep(0)
+        call.piece(final=True)
+
+    fake = FakeLLM(tmp_path / "a", script)
+    keys = '[models.generation]\nunsent = "200 KB"'
+    async with serving(tmp_path, fake, model=keys) as gateway:
+        slow = await gateway.connect()
+        slow.transport.pause_reading()
+        await gateway.post(STREAM, client=slow, complete=False)
+        other = await gateway.post(STREAM, fields="x-priority: 1\r\n", complete=False)
+        await until(lambda: fake.calls and fake.calls[0].cancelled.is_set())
+        assert gateway.counters()["failed"] == 1
+        go.set()
+        await until(lambda: other.complete)
+        assert b"fast" in other.body
+        slow.transport.resume_reading()
+        await until(lambda: slow.reply.complete)
+        assert error_of(slow.reply.body)["code"] == "request_timeout"
+
+
+async def test_a_full_queue_is_refused_and_a_free_slot_takes_the_most_urgent(tmp_path):
+    async def script(call):
+        await step.acquire()
+        call.whole(completion("ok"))
+
+    step = asyncio.Semaphore(0)
+    fake = FakeLLM(tmp_path / "a", script)
+    fake.slots = 2
+    async with serving(tmp_path, fake, model="max_queue = 3") as gateway:
+        replies = []
+        for number, priority in enumerate((0, 0, 0, -1, 5)):
+            fields = f"x-priority: {priority}\r\nx-request-id: {number}\r\n"
+            replies.append(await gateway.post(ASK, fields=fields, complete=False))
+            await until(lambda n=number: gateway.counters()["live"] == n + 1)
+        refused = await gateway.post(ASK)
+        assert (refused.status, refused.header("retry-after")) == (429, "1")
+        for _ in replies:
+            step.release()
+        await until(lambda: all(reply.complete for reply in replies))
+        assert [call.meta.request_id for call in fake.calls] == ["0", "1", "4", "2", "3"]
+
+
+async def test_a_model_that_is_unloaded_removed_or_away_says_so(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        call.delta("The")
+        await go.wait()
+        call.done()
+
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        running = await gateway.post(STREAM, complete=False)
+        await until(lambda: running.body)
+        gateway.model.serve(False)
+        reply = await gateway.post(ASK)
+        assert reply.status == 503 and b"unloaded" in reply.body
+        go.set()
+        await until(lambda: running.complete)
+        assert running.body.endswith(b"[DONE]\n\n")
+        gateway.model.serve(True)
+        gateway.fleet.drain("r0")
+        reply = await gateway.post(ASK)
+        assert reply.status == 503 and b"draining" in reply.body
+        gateway.fleet.undrain("r0")
+        assert (await gateway.post(STREAM)).status == 200
