@@ -9,17 +9,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from torch import nn
-
 from backends.checkpoint import Run
+from trainer.average import Average
 from trainer.commits import Commits
 from trainer.committer import Committer, Record
 from trainer.config import Loaded
 from trainer.data import Datasets, HeldOutBatches, TrainBatches, open_data
 from trainer.elastic import Stop, World
 from trainer.evaluate import Evaluator
+from trainer.export import Table, export_table
 from trainer.loop import Loop, Parts
 from trainer.mesh import Mesh, MeshPlan, open_mesh
 from trainer.metrics import Reporter
@@ -35,7 +36,7 @@ from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
 from trainer.weights import WeightFiles
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Session:
     """What is known before any rank is contacted."""
 
@@ -51,15 +52,32 @@ class Session:
     @property
     def model(self) -> dict[str, Any]:
         """As the manifest names it."""
-        config = self.loaded.config.model
-        return {"class": config.class_, "config": dict(config.config)}
+        return {"class": self.definition.name, "config": dict(self.definition.arguments)}
 
     @property
     def lineage(self) -> Lineage:
         config = self.loaded.config
         data, samples = self.data.fingerprint, len(self.data.train)
         data = f"{config.data.class_}#{data}" if data else config.data.class_
-        return Lineage(config.seed, config.optimizer.name, data, samples)
+        return Lineage(config.seed, config.optimizer.name, data, samples, self.definition.origin)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Published beside the weights; a tokenizer of the data is newer than the source's."""
+        source = self.definition.source
+        return (source.tokenizer_files() if source else {}) | dict(self.data.files())
+
+    @cached_property
+    def table(self) -> Table:
+        """What is published."""
+        config, definition = self.loaded.config, self.definition
+        return export_table(
+            definition.on_meta(),
+            definition.served_on_meta(),
+            dtype=config.checkpoint.dtype,
+            scale=config.lora.scale,
+            ema=config.optimizer.ema is not None,
+        )
 
 
 def prepare(loaded: Loaded, ranks: int) -> Session:
@@ -73,7 +91,7 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
         refuse_mesh(config.sync, mesh)
     except ValueError as error:
         raise loaded.error("sync.method", str(error)) from error
-    definition = define(config.model, root, config.seed)
+    definition = define(config.model, root, config.seed, config.lora)
     return Session(loaded, mesh, definition, open_data(config.data, root))
 
 
@@ -92,7 +110,9 @@ def build_loop(
     sync = choose_method(config.sync, mesh, parallel)
     updated = updated_here(sync, parallel.model)
     optimizer = Optimizer(updated, config.optimizer, parallel.repeats)
-    state = TrainState(parallel.model, optimizer, sync)
+    decay, frozen = config.optimizer.ema, session.definition.source is None
+    average = Average(optimizer.parameters, decay) if decay is not None else None
+    state = TrainState(parallel.model, optimizer, sync, average, frozen=frozen)
     if start.hash is not None:
         folder = session.run.folder(start.step)
         if not state.load(folder, start.step, world.background):
@@ -103,6 +123,7 @@ def build_loop(
         parallel=parallel,
         sync=sync,
         optimizer=optimizer,
+        average=average,
         batches=batches,
         evaluator=Evaluator(parallel.passes, held_out, world.ranks, world.device),
         commits=build_commits(session, world, inner, state, start, reporter),
@@ -140,9 +161,9 @@ def build_commits(
         session.run,
         world,
         config,
-        _record(session, state),
+        _record(session),
         snapshot,
-        _weight_files(session, world, state, snapshot),
+        _weight_files(session, world, snapshot),
         _prober(session, reporter) if world.leads and config.probe else None,
         # Never used before in this run, also not by a process that died.
         attempt=world.leader(lambda: f"{world.place.restarts}_{uuid.uuid4().hex[:8]}"),
@@ -152,26 +173,14 @@ def build_commits(
     return Commits(committer, reporter, start.version, config.on_failure)
 
 
-def _record(session: Session, state: TrainState) -> Record:
-    known = state.weights()
-    forms = {name: (tuple(t.shape), t.dtype) for name, t in known.stored.items()}
-    return Record(
-        model=session.model,
-        expected=forms | {alias: forms[name] for alias, name in known.ties.items()},
-        ties=known.ties,
-        lineage=session.lineage,
-        files=session.data.files(),
-    )
+def _record(session: Session) -> Record:
+    table = session.table
+    return Record(session.model, table.forms, table.ties, session.lineage, session.files)
 
 
-def _weight_files(
-    session: Session, world: World, state: TrainState, snapshot: Snapshot
-) -> WeightFiles:
-    # A buffer may hold the infinities of a mask.
-    finite = [n for n, t in state.weights().stored.items() if isinstance(t, nn.Parameter)]
-    limit = session.loaded.config.checkpoint.shard_size
-    known = snapshot.weights()
-    return WeightFiles(known, world.rank, world.ranks, world.background, limit, finite=finite)
+def _weight_files(session: Session, world: World, snapshot: Snapshot) -> WeightFiles:
+    limit, table = session.loaded.config.checkpoint.shard_size, session.table.tensors
+    return WeightFiles(snapshot.tensors, table, world.rank, world.ranks, world.background, limit)
 
 
 def _prober(session: Session, reporter: Reporter) -> Prober | None:

@@ -15,10 +15,12 @@ from typing import Any
 
 from trainer.config_source import (
     BOOLEAN,
+    NAMES,
     PAIR,
     SIZE,
     TABLE,
     WHOLES,
+    Kind,
     Source,
     choice,
     key,
@@ -33,6 +35,29 @@ from trainer.config_sync import SyncConfig, contradictions
 from trainer.errors import ConfigError, Problem
 from trainer.gate import Gate
 
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is different for the parameters whose names match a pattern."""
+
+    lr: float = 1.0
+    weight_decay: float | None = None
+
+
+def _rules(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return None
+    found: dict[str, Rule] = {}
+    for pattern, items in value.items():
+        if not isinstance(items, dict) or not items or set(items) - {"lr", "weight_decay"}:
+            raise ValueError(f"{pattern!r} must have lr, weight_decay or both")
+        if any(type(v) not in (int, float) or not 0 <= v <= 1e6 for v in items.values()):
+            raise ValueError(f"{pattern!r} must have numbers from 0")
+        found[pattern] = Rule(**{name: float(v) for name, v in items.items()})
+    return found
+
+
+RULES = Kind("a table of patterns, each with lr or weight_decay", _rules)
 PREFIX = "PENSTOCK_TRAINER_"
 CLASS = text('a class as "module:Class"', r"[\w.]+:\w+")
 CHANNEL = text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,8 +65,38 @@ CHANNEL = text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    class_: str = key(CLASS, "the model; found beside the file, or installed", name="class")
+    class_: str | None = key(
+        CLASS,
+        "the model; found beside the file, or installed. With `init`, what that is of",
+        name="class",
+        default=None,
+    )
     config: Mapping[str, Any] = key(TABLE, "arguments of the class", default_factory=dict)
+    init: str | None = key(
+        text("a folder"),
+        'weights to start from: a Hugging Face folder, or a run such as "runs/x" or "runs/x@300"',
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    rank: int | None = key(
+        whole(1, 4096),
+        "of the updates that learn while the model stays; left out, all learns",
+        default=None,
+    )
+    alpha: float | None = key(
+        number(0, 1e6, above=True), "updates count alpha / rank; twice the rank", default=None
+    )
+    targets: tuple[str, ...] = key(
+        NAMES, "patterns of the Linears that get one", default=("*.q_proj", "*.v_proj")
+    )
+    dropout: float = key(number(0, 0.9), "of what an update is computed from", default=0.0)
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha / self.rank if self.alpha else 2.0) if self.rank else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +121,17 @@ class OptimizerConfig:
     momentum: float = key(number(0, 1), "SGD's momentum", default=0.9)
     clip: float | None = key(
         number(0, 1e9, above=True), "the largest norm of the gradient", default=None
+    )
+    rules: Mapping[str, Rule] = key(
+        RULES,
+        'for parameters that match: { "*.embed*" = { lr = 0.1, weight_decay = 0 } }; lr is a '
+        "factor, the first match counts",
+        default_factory=dict,
+    )
+    ema: float | None = key(
+        number(0, 1, above=True),
+        "decay of a moving average of the weights, which is evaluated and published",
+        default=None,
     )
 
 
@@ -129,6 +195,9 @@ class CheckpointConfig:
         choice("continue", "stop"), "what a commit that failed means to the run", default="continue"
     )
     shard_size: int = key(SIZE, "a model file is split beyond it", default=2**30)
+    dtype: str | None = key(
+        choice("fp32", "bf16"), "of the weights in the model's files; as they are", default=None
+    )
     probe: int = key(whole(0, 64), "held-out inputs in the manifest with their answers", default=4)
 
 
@@ -178,6 +247,7 @@ class TrainConfig:
     )
     log_every: int = key(whole(1), "steps between lines in metrics.jsonl", default=10)
     model: ModelConfig = section(ModelConfig)
+    lora: LoraConfig = section(LoraConfig)
     data: DataConfig = section(DataConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
@@ -245,6 +315,7 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         yield "schedule.decay", 'has a meaning only with schedule.name = "wsd"'
     if schedule.name == "constant" and "final" in tree.get("schedule", {}):
         yield "schedule.final", 'a constant rate does not fall; choose another "name"'
+    yield from _model(config, tree)
     sizes = (config.parallel.dp_replicate, config.parallel.dp_shard)
     if sizes.count(-1) > 1 or 0 in sizes:
         yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
@@ -263,6 +334,24 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         yield "publish.store", 'gets what a channel gets; name one with publish.channel = "stable"'
     if config.publish.store_options and not config.publish.store:
         yield "publish.store_options", 'has a meaning only with "store"'
+
+
+def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    model = config.model
+    if model.class_ is None and model.init is None:
+        yield "model.class", 'missing; expected a class as "module:Class", or "init"'
+    if model.class_ is None and "config" in tree.get("model", {}):
+        yield (
+            "model.config",
+            'has a meaning only with "class"; with "init" alone, it is what that has',
+        )
+    if config.lora.rank is None:
+        for name in tree.get("lora", {}):
+            yield f"lora.{name}", 'has a meaning only with "rank"'
+    elif config.parallel.tp > 1 or config.parallel.pp > 1:
+        yield "lora.rank", "updates are not cut over ranks; set parallel.tp and parallel.pp to 1"
+    if config.optimizer.ema is not None and config.sync.method != "gradients":
+        yield "optimizer.ema", 'goes with sync.method = "gradients"'
 
 
 def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

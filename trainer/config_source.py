@@ -84,10 +84,16 @@ def _wholes(value: Any) -> Any:
     return tuple(value) if good else None
 
 
+def _texts(value: Any) -> Any:
+    good = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
+    return tuple(value) if good else None
+
+
 BOOLEAN = Kind("true or false", lambda value: value if isinstance(value, bool) else None)
 TABLE = Kind("a table", lambda value: dict(value) if isinstance(value, dict) else None)
 SIZE = Kind('a size in bytes, such as "512 MiB"', _size)
 WHOLES = Kind("whole numbers, such as [8, 8]", _wholes)
+NAMES = Kind('texts, such as ["*.q_proj", "*.v_proj"]', _texts)
 PAIR = Kind("two numbers from 0 to below 1, such as [0.9, 0.95]", _numbers)
 
 

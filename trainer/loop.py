@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from trainer.average import Average
 from trainer.commits import Commits
 from trainer.committer import Moment
 from trainer.config import TrainConfig
@@ -37,6 +39,7 @@ class Parts:
     parallel: Parallel
     sync: Method
     optimizer: Optimizer
+    average: Average | None
     batches: TrainBatches
     evaluator: Evaluator
     commits: Commits
@@ -119,6 +122,8 @@ class Loop:
         self._clip(norm)
         parts.optimizer.step(step, self._rate(step))
         parts.sync.after_step(step)
+        if parts.average is not None:
+            parts.average.update(step)
 
     def _clip(self, norm: torch.Tensor) -> None:
         limit = self._config.optimizer.clip
@@ -149,7 +154,8 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         self._parts.align()
-        with self._parts.sync.agreed():
+        average = self._parts.average
+        with self._parts.sync.agreed(), average.shown() if average else nullcontext():
             evaluation = self._parts.evaluator.run()
         text = f"step {step}  held out: {show(evaluation)}"
         self._parts.reporter.event("evaluation", text, step=step, **evaluation)

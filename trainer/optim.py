@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
-from trainer.config import OptimizerConfig
+from trainer.config import OptimizerConfig, Rule
 from trainer.shards import aligned, local
 
 SLOTS = {"adamw": ("mean", "square"), "sgd": ("momentum",)}
@@ -21,10 +22,11 @@ SLOTS = {"adamw": ("mean", "square"), "sgd": ("momentum",)}
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters that share a decay."""
+    """Parameters that share a decay, and a factor of the learning rate."""
 
     names: tuple[str, ...]
     decay: float
+    lr: float = 1.0
 
 
 class Optimizer:
@@ -44,7 +46,7 @@ class Optimizer:
             slot: {name: torch.zeros_like(local(p)) for name, p in self.parameters.items()}
             for slot in names
         }
-        self.groups = groups(self.parameters, config.weight_decay)
+        self.groups = groups(self.parameters, config.weight_decay, config.rules)
         known = repeats or {}
         shares = [1 / known.get(name, 1) for name in self.parameters]
         self._shares = torch.tensor(shares, dtype=torch.float64) if known else None
@@ -82,9 +84,9 @@ class Optimizer:
                 continue
             moments = [[slot[name] for name in names] for slot in self.slots.values()]
             if self._config.name == "adamw":
-                self._adamw(params, grads, moments, group.decay, number, rate)
+                self._adamw(params, grads, moments, group.decay, number, rate * group.lr)
             else:
-                self._sgd(params, grads, moments, group.decay, rate)
+                self._sgd(params, grads, moments, group.decay, rate * group.lr)
         self._grads.clear()
 
     def _adamw(
@@ -138,8 +140,15 @@ class Optimizer:
         )
 
 
-def groups(parameters: Mapping[str, nn.Parameter], decay: float) -> tuple[Group, ...]:
-    """Matrices decay; biases, norms and other vectors do not."""
-    wide = tuple(name for name, p in parameters.items() if p.ndim > 1)
-    flat = tuple(name for name, p in parameters.items() if p.ndim <= 1)
-    return tuple(Group(names, d) for names, d in ((wide, decay), (flat, 0.0)) if names)
+def groups(
+    parameters: Mapping[str, nn.Parameter], decay: float, rules: Mapping[str, Rule]
+) -> tuple[Group, ...]:
+    """Matrices decay; biases, norms and other vectors do not; the first rule whose pattern matches
+    a name changes that."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, parameter in parameters.items():
+        rule = next((r for pattern, r in rules.items() if fnmatch(name, pattern)), Rule())
+        usual = decay if parameter.ndim > 1 else 0.0
+        own = usual if rule.weight_decay is None else rule.weight_decay
+        found.setdefault((own, rule.lr), []).append(name)
+    return tuple(Group(tuple(names), own, lr) for (own, lr), names in found.items())

@@ -20,7 +20,7 @@ from trainer.blocks import compile_blocks, recompute_blocks
 from trainer.config import ComputeConfig, ParallelConfig
 from trainer.errors import BadPlugin
 from trainer.mesh import Mesh
-from trainer.model import Definition, materialise
+from trainer.model import Definition
 from trainer.passes import Direct, Passes, Precision
 from trainer.replicate import Replicated
 from trainer.shards import is_sharded
@@ -117,8 +117,7 @@ def parallelise(
     else:
         trained = [p for p in model.parameters() if p.requires_grad]
         sync = Replicated(trained, plan.data_ranks)
-    ranks = plan.data_ranks * mesh.unseen
-    run = Direct(objective, ranks, plan.tp, precision(compute, mesh.device))
+    run = Direct(objective, plan.data_ranks * mesh.unseen, plan.tp, precision(compute, mesh.device))
     return Parallel(model, objective, sync, run, repeats(model))
 
 
@@ -137,7 +136,7 @@ def cut_and_shard(
 
         assert mesh.whole is not None
         refuse_uneven(model, mesh.plan.tp)
-        plan = tensor_plan(model, definition.config.class_)
+        plan = tensor_plan(model, definition.name)
         for part in parts:
             cut_tensors(part, plan, mesh.whole["tp"])
         ties.tie(parts)
@@ -150,10 +149,9 @@ def cut_and_shard(
         for root, part in zip(roots, parts, strict=True):
             _shard(root, part, mesh.shards, compute)
         ties.tie(parts)
-    if definition.fills:
-        materialise(model, definition.seed, mesh.device)
-    elif mesh.shards is None:
+    if not definition.fills and mesh.shards is None:
         model.to(mesh.device)
+    definition.fill(model, mesh.device)
 
 
 def precision(compute: ComputeConfig, device: torch.device) -> Precision:

@@ -121,8 +121,8 @@ def _announce(session: Session, world: World, start: Start, reporter: Reporter) 
     origin = start.version or "the beginning"
     reporter.event(
         "start",
-        f"{config.run}  {config.model.class_} on {ranks}, {world.device.type}; from {origin} to "
-        f"step {config.steps}",
+        f"{config.run}  {session.definition.name} on {ranks}, {world.device.type}; from {origin} "
+        f"to step {config.steps}",
         step=start.step,
         position=start.position,
         version=start.version,

@@ -27,7 +27,7 @@ def staged(
 ) -> Parallel:
     """See `parallel.parallelise`."""
     model, plan, line = definition.build(), mesh.plan, _line(mesh, config)
-    cuts = Cuts.of(model, definition.config.class_)
+    cuts = Cuts.of(model, definition.name)
     layers = layer_count(model, cuts)
     counts = check_counts(config.layers or even(layers, line.count), layers, line.count)
     _refuse(model, passes, config, line)

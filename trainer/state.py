@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backends.checkpoint import Part, Staging
+from trainer.average import Average
 from trainer.errors import BadPlugin, RunMismatch, StateFailed
 from trainer.optim import Optimizer
 from trainer.shards import is_sharded, local, wrapper
@@ -28,6 +29,7 @@ from trainer.sync import Method
 from trainer.sync.restore import choose_sources
 
 MODEL = "model."
+EMA = "ema."
 FOLDER = "state"
 # How replicas were kept together.
 SHAPE = "sync.shape"
@@ -42,6 +44,7 @@ class Lineage:
     optimizer: str
     data: str
     samples: int
+    origin: str = ""  # the weights that it started from, and low-rank updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,21 @@ def weights(model: nn.Module) -> Weights:
 class TrainState:
     """The live tensors of a run. `sync` says which are the agreed ones, and what else it needs."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, sync: Method) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        sync: Method,
+        average: Average | None = None,
+        *,
+        frozen: bool = True,
+    ) -> None:
+        """`frozen`: whether what does not learn is kept too; not where it can be read again from
+        where it came."""
         self._optimizer = optimizer
         self._model = model
         self._sync = sync
+        self._average, self._frozen = average, frozen
 
     def weights(self) -> Weights:
         return weights(self._model)
@@ -87,7 +101,19 @@ class TrainState:
             for name, moment in moments.items():
                 wrap = wrapper(self._optimizer.parameters[name])
                 found[f"{self._sync.own}optimizer.{slot}.{name}"] = wrap(moment)
+        if self._average is not None:
+            for name, average in self._average.tensors.items():
+                found[EMA + name] = wrapper(self._average.parameters[name])(average)
         return found | dict(self._sync.tensors())
+
+    def kept(self) -> dict[str, Tensor]:
+        """Those that a checkpoint's state/ has."""
+        found = self.tensors()
+        if self._frozen:
+            return found
+        stored = self.weights().stored
+        still = {MODEL + n for n, t in stored.items() if not t.requires_grad}
+        return {name: tensor for name, tensor in found.items() if name not in still}
 
     def load(self, folder: Path, step: int, group: dist.ProcessGroup | None) -> bool:
         """Overwrites the live tensors from a checkpoint's folder. Collective.
@@ -105,7 +131,7 @@ class TrainState:
             with _translated():
                 load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
 
-        wanted, stored = self.tensors(), reader.read_metadata().state_dict_metadata.keys()
+        wanted, stored = self.kept(), reader.read_metadata().state_dict_metadata.keys()
         same = wanted.keys() <= stored
         if SHAPE in wanted and SHAPE in stored:  # the same on every rank, which `same` is not yet
             shape = torch.zeros_like(wanted[SHAPE])
@@ -131,6 +157,7 @@ class Snapshot:
 
     def __init__(self, state: TrainState, mesh: Any) -> None:
         self._state = state
+        self._kept = state.kept().keys()
         self._parts: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in state.tensors().items():
@@ -148,13 +175,9 @@ class Snapshot:
         if any(part.device.type == "cuda" for part in parts.values()):
             torch.cuda.synchronize()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The model's part of it, by the model's names."""
-        return {
-            name.removeprefix(MODEL): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(MODEL)
-        }
+    def kept(self) -> dict[str, Tensor]:
+        """Those that a checkpoint's state/ has."""
+        return {name: self.tensors[name] for name in self._kept}
 
     @property
     def nbytes(self) -> int:
@@ -172,9 +195,7 @@ def save(snapshot: Snapshot, staging: Staging, group: dist.ProcessGroup | None) 
     _expect_one_process(group)
     writer = FileSystemWriter(staging.folder / FOLDER, thread_count=1, sync_files=True)
     with _translated():
-        dcp_save(
-            snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None
-        )
+        dcp_save(snapshot.kept(), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 @contextmanager
@@ -212,7 +233,7 @@ def check_lineage(folder: Path, lineage: Lineage) -> None:
     """Raises RunMismatch when the checkpoint belongs to another lineage."""
     found: Mapping[str, Any] = orjson.loads((folder / FOLDER / LINEAGE).read_bytes())
     for name, value in asdict(lineage).items():
-        if found.get(name) != value:
+        if found.get(name, "") != value:
             raise RunMismatch(
                 f"{folder} was trained with {name} = {found.get(name)!r}, now it is {value!r}, so "
                 "it cannot go on from there; change it back, or start anew with run=FOLDER"

@@ -7,14 +7,16 @@ transfer, also when its own writing has failed: a full disk never leaves the oth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from backends.checkpoint import Failed, Part, Staging
+from trainer.export import Exported
 from trainer.shards import Region, local, place
 
 
@@ -28,6 +30,15 @@ class Holding:
     def source(self, owner: int) -> int:
         """Who gives it to `owner`: itself if it can."""
         return owner if owner in self.ranks else self.ranks[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A whole tensor, and who has which part of it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    holdings: tuple[Holding, ...]
 
 
 def plan_files(sizes: Mapping[str, int], ranks: int, limit: int) -> list[tuple[str, ...]]:
@@ -45,22 +56,26 @@ def plan_files(sizes: Mapping[str, int], ranks: int, limit: int) -> list[tuple[s
 
 
 class WeightFiles:
-    """Gathers and writes the model files. Made once, by all ranks together."""
+    """Gathers and writes the model files of `table`, {name: how it is made of staged tensors}.
+
+    `tensors` are this rank's staged ones. Made once, by all ranks together.
+    """
 
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
+        table: Mapping[str, Exported],
         rank: int,
         ranks: int,
         group: dist.ProcessGroup | None,
         limit: int,
-        finite: Collection[str] = (),
     ) -> None:
-        """`finite` names the tensors that must hold finite numbers only."""
-        self._finite = frozenset(finite)
-        self._tensors, self._rank, self._ranks, self._group = dict(tensors), rank, ranks, group
-        self.files = plan_files({n: t.nbytes for n, t in tensors.items()}, ranks, limit)
-        self._holdings = _holdings(tensors, ranks, group)
+        self._table = dict(table)
+        needed = {source for exported in table.values() for source in exported.sources}
+        self._tensors = {name: t for name, t in tensors.items() if name in needed}
+        self._rank, self._ranks, self._group = rank, ranks, group
+        self.files = plan_files({n: t.nbytes for n, t in table.items()}, ranks, limit)
+        self._staged = _staged(self._tensors, ranks, group)
 
     def write(self, staging: Staging, *, failed: bool = False) -> list[Part | Failed]:
         """This rank's files; none if it `failed` before, as then only the others need it.
@@ -68,21 +83,24 @@ class WeightFiles:
         parts: list[Part | Failed] = []
         for index, names in enumerate(self.files):
             owner = index % self._ranks
-            gathered = self._gather(names, owner)
+            sources = [source for name in names for source in self._table[name].sources]
+            gathered = self._gather(sources, owner)
             if owner != self._rank or failed:
                 continue
             try:
-                self._refuse_not_finite(gathered)
-                parts.append(staging.write_shard(index, len(self.files), gathered))
+                made = {name: self._make(name, gathered) for name in names}
+                parts.append(staging.write_shard(index, len(self.files), made))
             except Exception as error:
                 parts.append(Failed.of(self._rank, error))
                 failed = True
         return parts
 
-    def _refuse_not_finite(self, tensors: Mapping[str, Tensor]) -> None:
-        for name in self._finite & tensors.keys():
-            if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
-                raise ValueError(f"{name} holds values that are no finite numbers")
+    def _make(self, name: str, gathered: Mapping[str, Tensor]) -> Tensor:
+        exported = self._table[name]
+        made = exported.make([gathered[source] for source in exported.sources])
+        if exported.finite and not bool(made.isfinite().all()):
+            raise ValueError(f"{name} holds values that are no finite numbers")
+        return made
 
     def _gather(self, names: Sequence[str], owner: int) -> dict[str, Tensor]:
         """The whole tensors on `owner`, nothing elsewhere."""
@@ -106,21 +124,19 @@ class WeightFiles:
     def _room(self, names: Sequence[str]) -> dict[str, Tensor]:
         if self._ranks == 1:
             return {name: self._tensors[name] for name in names}
-        return {
-            name: torch.empty(self._tensors[name].shape, dtype=self._tensors[name].dtype)
-            for name in names
-        }
+        staged = {name: self._staged[name] for name in names}
+        return {name: torch.empty(s.shape, dtype=s.dtype) for name, s in staged.items()}
 
     def _moved(self, names: Sequence[str], source: int, owner: int) -> Iterator[tuple[str, Region]]:
         if self._ranks == 1:
             return
         for name in names:
-            for holding in self._holdings[name]:
+            for holding in self._staged[name].holdings:
                 if holding.source(owner) == source and holding.region.numel:
                     yield name, holding.region
 
     def _nbytes(self, name: str, region: Region) -> int:
-        return region.numel * self._tensors[name].element_size()
+        return region.numel * self._staged[name].dtype.itemsize
 
     def _pack(self, moved: Sequence[tuple[str, Region]]) -> Tensor:
         parts = [local(self._tensors[name]).reshape(-1).view(torch.uint8) for name, _ in moved]
@@ -133,25 +149,28 @@ class WeightFiles:
         for name, region in moved:
             size = self._nbytes(name, region)
             # A copy of its own: its bytes may not be aligned for the dtype where they arrived.
-            part = packed[at : at + size].clone().view(self._tensors[name].dtype)
+            part = packed[at : at + size].clone().view(self._staged[name].dtype)
             whole[name][region.slices].copy_(part.view(region.shape))
             at += size
 
 
-def _holdings(
+def _staged(
     tensors: Mapping[str, Tensor], ranks: int, group: dist.ProcessGroup | None
-) -> dict[str, tuple[Holding, ...]]:
-    mine = {name: place(tensor) for name, tensor in tensors.items()}
-    everyones: list[dict[str, Region] | None] = [None] * ranks
+) -> dict[str, Staged]:
+    """Also of tensors that only other ranks have."""
+    mine = {name: (tuple(t.shape), t.dtype, place(t)) for name, t in tensors.items()}
+    everyones: list[dict[str, Any]] = [{} for _ in range(ranks)]
     if ranks > 1:
         dist.all_gather_object(everyones, mine, group=group)
     else:
         everyones = [mine]
-    found: dict[str, tuple[Holding, ...]] = {}
-    for name in tensors:
+    found: dict[str, Staged] = {}
+    for name in dict.fromkeys(name for theirs in everyones for name in theirs):
         holders: dict[Region, list[int]] = {}
-        for rank, regions in enumerate(everyones):
-            assert regions is not None
-            holders.setdefault(regions[name], []).append(rank)
-        found[name] = tuple(Holding(region, tuple(held)) for region, held in holders.items())
+        for rank, theirs in enumerate(everyones):
+            if name in theirs:
+                shape, dtype, region = theirs[name]
+                holders.setdefault(region, []).append(rank)
+        holdings = tuple(Holding(region, tuple(held)) for region, held in holders.items())
+        found[name] = Staged(shape, dtype, holdings)
     return found

@@ -23,7 +23,7 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from trainer.data.tokenizer import FILES, Vocabulary, open_vocabulary, read_files
+from trainer.data.tokenizer import BPE, FILES, Vocabulary, folder_of, open_vocabulary, read_files
 from trainer.errors import BadPlugin
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -216,9 +216,9 @@ def _key(files: Sequence[Path], tokenizer: str, share: float) -> str:
         stat = file.stat()
         seen.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     seen.update(f"{tokenizer}\0{share!r}\0{FORMAT}".encode())
-    folder = Path(tokenizer).expanduser()
-    for name, content in read_files(folder if folder.is_dir() else folder.parent).items():
-        seen.update(name.encode() + content)
+    if tokenizer != "bytes" and not BPE.fullmatch(tokenizer):
+        for name, content in read_files(folder_of(tokenizer)).items():
+            seen.update(name.encode() + content)
     return seen.hexdigest()
 
 

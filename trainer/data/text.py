@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.data.batches import Batch
 from trainer.data.corpus import Corpus, Streams, Tokens, jsonl, matching
-from trainer.data.tokenizer import Vocabulary, check_name, from_folder
+from trainer.data.tokenizer import Vocabulary, check_name, folder_of, from_folder
 from trainer.errors import BadPlugin
 
 CACHE = ".cache/tokens"
@@ -118,8 +118,7 @@ class Chat:
         held_out_every: int = 10,
     ) -> None:
         check_name(tokenizer)
-        folder = Path(tokenizer).expanduser()
-        self._vocabulary = from_folder(folder if folder.is_dir() else folder.parent)
+        self._vocabulary = from_folder(folder_of(tokenizer))
         render = _renderer(self._vocabulary)
         talks = _talks(matching(files), self._vocabulary, render, length)
         if held_out:

@@ -133,6 +133,20 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
 
 
-def _file(name: str) -> Path:
+def folder_of(name: str) -> Path:
+    """A tokenizer's folder; of a run, that of the version which "@…" names, or the stable one."""
     path = Path(name).expanduser()
-    return path if path.name == "tokenizer.json" else path / "tokenizer.json"
+    if path.name == "tokenizer.json":
+        return path.parent
+    if path.is_dir() and not (path / "ckpt").is_dir():
+        return path
+    from trainer.source import open_source
+
+    try:
+        return open_source(name).folder
+    except BadPlugin:
+        return path
+
+
+def _file(name: str) -> Path:
+    return folder_of(name) / "tokenizer.json"

@@ -1,0 +1,59 @@
+"""The moving average of the weights, which is evaluated and published in their place if asked.
+
+Owns the average, by parameter name, of the shards that this rank holds. Invariant: outside
+`shown()` the model trains with its own weights; the average is part of the resume state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from trainer.shards import local
+
+
+class Average:
+    """After n updates, each weight of `decay` counts by about its age: exponentially."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._decay = decay
+        self.tensors: dict[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """From the weights as they are."""
+        for name, parameter in self.parameters.items():
+            part = local(parameter)
+            if name in self.tensors:
+                self.tensors[name].copy_(part)
+            else:
+                self.tensors[name] = part.clone()
+
+    def update(self, step: int) -> None:
+        """After the optimizer's step, counted from 1. Early on, when there is little to average,
+        it follows faster: with a decay of (1 + n) / (10 + n), as is usual."""
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+        averages = list(self.tensors.values())
+        torch._foreach_lerp_(averages, self._live(), weight)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within it, the model has the averages, and the averages are the model's weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for part, average in zip(self._live(), self.tensors.values(), strict=True):
+            kept = part.clone()
+            part.copy_(average)
+            average.copy_(kept)
+
+    def _live(self) -> list[Tensor]:
+        return [local(parameter) for parameter in self.parameters.values()]
