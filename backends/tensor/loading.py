@@ -17,25 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from backends.checkpoint import (
-    BadRecord,
-    Cancelled,
-    CheckpointError,
-    Corrupt,
-    Incomplete,
-    Manifest,
-    Quarantined,
-    ReaderLease,
-    Run,
-    is_quarantined,
-    read_tensors,
-)
+from backends.checkpoint import Cancelled, Manifest, ReaderLease, Run, read_tensors
 from backends.checkpoint.tensors import empty
-from backends.errors import BackendError, ModelFailed
+from backends.claim import NotFinite, claimed, reason
+from backends.errors import ModelFailed
 from backends.model import ServedModel, import_class
 from backends.reload import Failure, LoadFailed, Stage, Target
 from backends.tensor.memory import Uninitialised, free, room
-from backends.tensor.probe import ProbeMismatch, check_probe, warm_up
+from backends.tensor.probe import check_probe, warm_up
 from backends.tensor.runner import Runner
 from backends.wire import Signature
 
@@ -62,10 +51,6 @@ class Version:
             free([*self.model.parameters(), *self.model.buffers()])
 
 
-class NotFinite(Exception):
-    pass
-
-
 class Loader:
     """`code` is the folder in which model classes are found. `holder` names the leases.
 
@@ -90,7 +75,7 @@ class Loader:
             model = self._construct(path, config)
             return self._warm(Version("0-static", model, _signature(model)))
         except BaseException as error:  # a model's module may even raise SystemExit
-            raise LoadFailed(Failure.REFUSED, _reason(error)) from error
+            raise LoadFailed(Failure.REFUSED, reason(error)) from error
 
     def from_checkpoint(
         self,
@@ -102,15 +87,12 @@ class Loader:
         cancelled: Callable[[], bool],
     ) -> Version:
         """`beside`: another version serves meanwhile. Raises LoadFailed."""
-        try:
-            lease = ReaderLease(run, target.step, self._holder).acquire()
-        except (CheckpointError, OSError) as error:
-            raise LoadFailed(Failure.TRANSIENT, _reason(error)) from error
-        try:
-            version = self._leased(run, target, beside, stage, cancelled)
-        except BaseException as error:
-            lease.release()
-            raise LoadFailed(_failure(error), _reason(error)) from error
+        version, lease = claimed(
+            run,
+            target,
+            self._holder,
+            lambda manifest: self._leased(run, target, manifest, beside, stage, cancelled),
+        )
         version.lease = lease
         return version
 
@@ -118,17 +100,11 @@ class Loader:
         self,
         run: Run,
         target: Target,
+        manifest: Manifest,
         beside: bool,
         stage: Callable[[Stage], None],
         cancelled: Callable[[], bool],
     ) -> Version:
-        if is_quarantined(run, target.hash):
-            raise Quarantined(f"version {target.version} is in quarantine")
-        manifest = run.manifest(target.step)
-        if manifest.hash != target.hash:
-            raise BadRecord(
-                f"the manifest's hash is {manifest.hash}, the channel says {target.hash}"
-            )
         _check_room(manifest, self._device)
         stage(Stage.LOAD)
         own = {name: empty(record.shape, record.dtype) for name, record in manifest.tensors.items()}
@@ -216,21 +192,3 @@ def _check_room(manifest: Manifest, device: torch.device) -> None:
     if needed > free_now:
         message = f"it takes {needed >> 20} MiB beside the old one, {free_now >> 20} MiB are free"
         raise OSError(message)
-
-
-def _failure(error: BaseException) -> Failure:
-    if isinstance(error, Cancelled):
-        return Failure.CANCELLED
-    if isinstance(error, Corrupt | Incomplete | BadRecord | NotFinite | ProbeMismatch):
-        return Failure.CORRUPT
-    if isinstance(error, Quarantined | BackendError):
-        return Failure.REFUSED
-    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError | CheckpointError):
-        return Failure.TRANSIENT
-    return Failure.REFUSED
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointError | BackendError):
-        return str(error)
-    return ModelFailed.raised(error).message

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from backends.checkpoint import Probe
+from backends.claim import ProbeMismatch
 from backends.model import ServedModel
 from backends.tensor.codec import TORCH, bytes_of, pack_elements
 from backends.tensor.job import Job
 from backends.tensor.runner import Runner
 from backends.wire import Buffer, Frame, Kind, Signature, TensorSpec, execute_meta
-
-
-class ProbeMismatch(Exception):
-    """The model does not answer as it did when the checkpoint was committed."""
 
 
 def warm_up(runner: Runner, model: ServedModel, signature: Signature) -> None:
