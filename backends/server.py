@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -46,7 +46,8 @@ class Connection(asyncio.BufferedProtocol):
         self._server, self._engine = server, server.engine
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
-        self._paused = self._owes_status = False
+        self.paused = self._owes_status = False
+        self._once_writable: list[Callable[[], None]] = []
         self.greeted = False
         self.gateway = ""
 
@@ -69,10 +70,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def push(self, status: list[Buffer]) -> None:
         """STATUS; a gateway that does not read gets only the newest, once it reads again."""
-        if self._paused:
+        if self.paused:
             self._owes_status = True
         elif self.greeted:
             self.send(status)
+
+    def once_writable(self, callback: Callable[[], None]) -> None:
+        """Call it when the gateway takes answers again; while `paused`, it takes none."""
+        self._once_writable.append(callback)
 
     def close(self) -> None:
         """After what was sent has gone out."""
@@ -124,17 +129,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """It takes no answers: take no work from it, so that what it is owed stays bounded."""
-        self._paused = True
+        self.paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
         if self._owes_status:
             self._owes_status = False
             self._server.push_status()
+        callbacks, self._once_writable = self._once_writable, []
+        for callback in callbacks:
+            callback()
 
     def _frame(self, frame: Frame) -> None:
         kind = frame.kind

@@ -162,7 +162,7 @@ async def test_a_gateway_that_does_not_read_is_not_read_and_holds_up_nobody():
         # So large that one read brings one frame.
         sent = [slow.send(Kind.EXECUTE, {}, [bytes(200_000)]) for _ in range(50)]
         (connection,) = server.connections
-        await eventually(lambda: connection._paused)
+        await eventually(lambda: connection.paused)
         quick = await Gateway.connect(server.address)
         server.engine.big = 0
         await quick.answer(quick.send(Kind.EXECUTE, {}, [b"y"]))
