@@ -49,18 +49,19 @@ def launch_penstock(
     *,
     models: Sequence[str] = ("mlp",),
     workers: int = 1,
+    replicas: int = 1,
     name: str = "penstock",
     server: str = "",
 ) -> Contender:
-    """`python -m gateway serve`, defaults throughout; each model has one spawned replica. `server`
-    is more text for the configuration's [server] table."""
+    """`python -m gateway serve`, defaults throughout; each model has `replicas` spawned ones.
+    `server` is more text for the configuration's [server] table."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "serve.toml"
     text = f'[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\nworkers = {workers}\n{server}'
     for model in models:
         replica = MODELS / f"{model}.replica.toml"
         text += f'\n[[models]]\nname = "{model}"\n[[models.replicas]]\nname = "{model}"\n'
-        text += f'spawn = "{replica}"\n'
+        text += f'spawn = "{replica}"\n' + (f"count = {replicas}\n" if replicas > 1 else "")
     config.write_text(text)
     command = python("-m", "gateway", "serve", config)
     started = Server(name, command, log=folder / "penstock.log")

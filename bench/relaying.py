@@ -56,10 +56,12 @@ def cores() -> Iterator[int | None]:
         os.sched_setaffinity(0, all_of_them)
 
 
-def launch_upstream(folder: Path, name: str, *, port: int = 0, step_ms: float = 0.0) -> Server:
+def launch_upstream(
+    folder: Path, name: str, *, port: int = 0, step_ms: float = 0.0, delay_ms: float = 0.0
+) -> Server:
     command = python("-m", "bench.upstreams.scripted", "--name", name, "--port", str(port))
-    log = folder / f"upstream-{name}.log"
-    return Server(f"upstream {name}", [*command, "--step-ms", str(step_ms)], log=log)
+    command += ["--step-ms", str(step_ms), "--delay-ms", str(delay_ms)]
+    return Server(f"upstream {name}", command, log=folder / f"upstream-{name}.log")
 
 
 def listens(server: Server) -> int:
@@ -138,9 +140,13 @@ class Contest:
     ports: list[int] = field(default_factory=list[int])
     upstreams: list[Server] = field(default_factory=list[Server])
 
-    def start_upstreams(self, *, step_ms: float = 0.0) -> None:
-        for index in range(UPSTREAMS):
-            server = launch_upstream(self.options.folder, str(index), step_ms=step_ms)
+    def start_upstreams(
+        self, count: int = UPSTREAMS, *, step_ms: float = 0.0, delay_ms: float = 0.0
+    ) -> None:
+        for index in range(count):
+            server = launch_upstream(
+                self.options.folder, f"s{index}", step_ms=step_ms, delay_ms=delay_ms
+            )
             self.upstreams.append(self.stack.enter_context(server))
         self.ports = [listens(server) for server in self.upstreams]
 

@@ -77,7 +77,8 @@ def _engine_router(
     command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--policy", "power_of_two", "--log-level", "error"]
     command += ["--prometheus-port", str(metrics), "--health-check-interval-secs", "1"]
-    command += ["--worker-urls", *urls]
+    # A minute by default; the others look again after a second too.
+    command += ["--cb-timeout-duration-secs", "1", "--worker-urls", *urls]
     return _relay(folder, rival, command, port, core, env=ONE_THREAD)
 
 

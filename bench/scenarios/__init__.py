@@ -24,6 +24,7 @@ MODULES = {
     "hot-path": "bench.scenarios.hot_path",
     "relay": "bench.scenarios.relay",
     "stream": "bench.scenarios.stream",
+    "failover": "bench.scenarios.failover",
 }
 
 

@@ -105,12 +105,13 @@ class Steps:
 
 
 class Connection(asyncio.Protocol):
-    """Requests one after another; what has come of the next one waits in `_rest`."""
+    """Requests one after another; what has come of the next one waits in `_rest`. A completion
+    comes `delay_s` after it was asked for."""
 
-    __slots__ = ("_rest", "_script", "_steps", "transport")
+    __slots__ = ("_delay_s", "_rest", "_script", "_steps", "transport")
 
-    def __init__(self, script: Script, steps: Steps) -> None:
-        self._script, self._steps, self._rest = script, steps, b""
+    def __init__(self, script: Script, steps: Steps, delay_s: float) -> None:
+        self._script, self._steps, self._delay_s, self._rest = script, steps, delay_s, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -131,6 +132,9 @@ class Connection(asyncio.Protocol):
         if b"/completions" in target:
             if _STREAM.search(request) is not None:
                 self._steps.add(self)
+            elif self._delay_s:
+                later = asyncio.get_running_loop().call_later
+                later(self._delay_s, self.transport.write, script.completion)
             else:
                 self.transport.write(script.completion)
         elif b"/v1/models" in target:
@@ -156,11 +160,11 @@ def request_end(data: bytes) -> int:
     return end if end <= len(data) else 0
 
 
-async def serve(name: str, port: int, step_s: float) -> None:
+async def serve(name: str, port: int, step_s: float, delay_s: float) -> None:
     loop = asyncio.get_running_loop()
     script = Script(name)
     steps = Steps(script, step_s)
-    server = await loop.create_server(lambda: Connection(script, steps), "127.0.0.1", port)
+    server = await loop.create_server(lambda: Connection(script, steps, delay_s), "127.0.0.1", port)
     print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -170,8 +174,9 @@ def main() -> None:
     parser.add_argument("--name", default="0", help="what x-upstream says")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     parser.add_argument("--step-ms", type=float, default=0.0, help="between chunks (default 0)")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="of what is not streamed")
     args = parser.parse_args()
-    uvloop.run(serve(args.name, args.port, args.step_ms / 1e3))
+    uvloop.run(serve(args.name, args.port, args.step_ms / 1e3, args.delay_ms / 1e3))
 
 
 if __name__ == "__main__":
