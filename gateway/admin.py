@@ -43,6 +43,7 @@ class Admin:
                 web.post("/replicas/{name}/undrain", self._undrain),
                 web.post("/replicas/{name}/weight", self._weight),
                 web.post("/models/{name}/reload", self._reload),
+                web.post("/models/{name}/replace", self._replace),
                 web.post("/models/{name}/promote", self._promote),
                 web.post("/models/{name}/rollback", self._rollback),
                 web.post("/config/reload", self._reread),
@@ -137,6 +138,9 @@ class Admin:
 
     async def _reload(self, request: web.Request) -> web.Response:
         return _json(await self._operations.reload(request.match_info["name"]))
+
+    async def _replace(self, request: web.Request) -> web.Response:
+        return _json(await self._operations.replace(request.match_info["name"]))
 
     async def _promote(self, request: web.Request) -> web.Response:
         return _json(await self._operations.promote(request.match_info["name"]))

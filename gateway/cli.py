@@ -125,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--file", action="store_true", help="read the gateway's own configuration file again"
     )
+    replace = _operation(
+        verbs, "replace", "put new processes in the replicas' places", "replace digits"
+    )
+    replace.add_argument("model", help="the model whose spawned replicas are replaced, one by one")
     promote = _operation(
         verbs, "promote", "serve everywhere what the canary tries", "promote digits"
     )

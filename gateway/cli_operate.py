@@ -167,6 +167,12 @@ def _reload(admin: AdminClient, arguments: argparse.Namespace) -> None:
         _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/reload"))
 
 
+def _replace(admin: AdminClient, arguments: argparse.Namespace) -> None:
+    admin.patience_s = None  # each new process loads its model first
+    for name in admin.post(f"/models/{quote(arguments.model, safe='')}/replace")["replaced"]:
+        print(f"{name} has a new process")
+
+
 def _rollback(admin: AdminClient, arguments: argparse.Namespace) -> None:
     _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/rollback"))
 
@@ -194,6 +200,7 @@ _VERBS = {
     "undrain": _undrain,
     "weight": _weight,
     "reload": _reload,
+    "replace": _replace,
     "promote": _promote,
     "rollback": _rollback,
 }

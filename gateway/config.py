@@ -112,11 +112,19 @@ class ReplicaConfig:
     health_s: float = option(
         Number(above=0.0, most=DAY), "http: how often that is looked at", default=2.0
     )
+    replace: str = option(
+        Choice("beside", "in_place"),
+        "a new process starts beside the old one, or, where the device has no room for two, after",
+        default="beside",
+    )
     slots: int | None = option(
         Whole(1, 1_000_000),
         "http: requests that it gets at a time, from one worker; left out, any number",
         default=None,
     )
+
+    # No key: how often its process was replaced by one beside it, each with a socket of its own.
+    turn: int = 0
 
     @property
     def spawned(self) -> bool:
@@ -125,7 +133,9 @@ class ReplicaConfig:
 
     def socket(self, runtime: Path) -> str:
         """Where a native replica is reached; the sockets of spawned ones lie in `runtime`."""
-        return self.address if self.address is not None else f"unix:{runtime}/{self.name}.sock"
+        if self.address is not None:
+            return self.address
+        return f"unix:{runtime}/{self.name}{f'.{self.turn}' if self.turn else ''}.sock"
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.kind == "http":
@@ -134,7 +144,7 @@ class ReplicaConfig:
             yield "", 'expected either "spawn" (a file) or "address" (where it listens)'
         else:
             for item in dataclasses.fields(self):
-                http_only = item.metadata["doc"].startswith("http: ")
+                http_only = item.metadata.get("doc", "").startswith("http: ")
                 if http_only and getattr(self, item.name) != item.default:
                     yield item.name, 'only replicas of kind "http" have it'
         if self.address is not None:
@@ -354,6 +364,20 @@ class GatewayConfig:
         for model in self.models:
             for replica in model.replicas:
                 yield model, replica
+
+    def turned(self, turns: Mapping[str, int]) -> GatewayConfig:
+        """The same, with these turns of replicas, by name."""
+        models = [
+            dataclasses.replace(
+                model,
+                replicas=tuple(
+                    dataclasses.replace(replica, turn=turns.get(replica.name, 0))
+                    for replica in model.replicas
+                ),
+            )
+            for model in self.models
+        ]
+        return dataclasses.replace(self, models=tuple(models))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,9 @@ class Running(Protocol):
     async def reread(self) -> list[str]:
         """Read the configuration again and apply it; what changed. Raises ControlError."""
 
+    async def replace(self, model: str) -> list[str]:
+        """A new process for each spawned replica; their names. Raises ControlError."""
+
 
 class Operations:
     """`version` is the gateway's own; `render` makes text of metric families."""
@@ -188,6 +191,11 @@ class Operations:
         if (answer := await self._running.versions.rollback(model)) is not None:
             return answer
         return await self._replicas_do(model, "rollback")
+
+    async def replace(self, model: str) -> Json:
+        """New processes, which load what the channel points at, take the replicas' places."""
+        self._model(model)
+        return {"model": model, "replaced": await self._running.replace(model)}
 
     async def reread(self) -> list[str]:
         """Read the configuration again and apply it."""

@@ -29,6 +29,8 @@ CHANGEABLE = frozenset({"drain_s"})
 READY_S = 600.0
 # How often the process of a new replica may die before it is given up.
 HOPELESS = 3
+# Added to a replica's name: the process beside the one that has the name.
+BESIDE = "~"
 # No event crosses from the other processes: they are asked.
 POLL_S = 0.05
 # So long one connection listens to what a loading replica says of itself.
@@ -48,8 +50,9 @@ class Fleet(Protocol):
     operations: Operations
     events: Events
 
-    def spawn(self, replica: ReplicaConfig) -> None: ...
-    async def retire(self, name: str) -> None: ...
+    def spawn(self, replica: ReplicaConfig, *, beside: bool = False) -> None: ...
+    def succeed(self, name: str) -> None: ...
+    async def retire(self, name: str, *, grace_s: float = ...) -> None: ...
     async def reconfigure_workers(self) -> None: ...
 
 
@@ -88,6 +91,30 @@ class Rollout:
             fleet.events.add("config", "gateway", ", ".join(changed) or "read again; no change")
             return changed
 
+    async def replace(self, model: str) -> list[str]:
+        """A new process for each spawned replica of the model, one after another; their names.
+
+        It loads, takes the place, and the old one answers what it has and ends. Raises
+        ControlError: the replica that it names, and those after it, are as they were.
+        """
+        async with self._lock:
+            spawned = [
+                replica
+                for found, replica in self._fleet.settings.config.replicas()
+                if found.name == model and replica.spawned
+            ]
+            if not spawned:
+                raise ControlError(
+                    f"model {model!r} has no replica that this gateway spawns: restart them where "
+                    "they run",
+                    status=409,
+                    code="not_spawned",
+                )
+            for replica in spawned:
+                await self._replace(replica)
+                self._fleet.events.add("replace", replica.name, "has a new process")
+            return [replica.name for replica in spawned]
+
     async def _apply(self, new: Settings) -> list[str]:
         fleet, old = self._fleet, self._fleet.settings
         wanted = {r.name: r for _, r in new.config.replicas() if r.spawned}
@@ -120,7 +147,34 @@ class Rollout:
         return _described(old, new, changed)
 
     async def _replace(self, replica: ReplicaConfig) -> None:
-        """The same name with another recipe: one after the other, so that the others serve."""
+        """The same name with a new process: beside the old one where there is room for both."""
+        if replica.kind == "native" and replica.replace == "beside":
+            await self._replace_beside(replica)
+        else:
+            await self._replace_in_place(replica)
+
+    async def _replace_beside(self, replica: ReplicaConfig) -> None:
+        """The old process is touched when the new one is ready, and not before. Raises
+        ControlError: the old one still serves."""
+        fleet, name = self._fleet, replica.name
+        turned = dataclasses.replace(replica, turn=replica.turn + 1)
+        fleet.spawn(turned, beside=True)
+        try:
+            await self._ready(turned, name + BESIDE, must=True)
+        except BaseException:
+            await fleet.retire(name + BESIDE)
+            raise
+        fleet.succeed(name)
+        fleet.settings = fleet.settings.turn(name, turned.turn)
+        drained = fleet.operations.drained(name)
+        await fleet.reconfigure_workers()
+        if drained:
+            await fleet.operations.drain(name)
+        # It answers what it has, then ends by itself.
+        await fleet.retire(name + BESIDE, grace_s=fleet.settings.config.server.drain_s)
+
+    async def _replace_in_place(self, replica: ReplicaConfig) -> None:
+        """One after the other, so that the other replicas serve."""
         fleet = self._fleet
         drained = fleet.operations.drained(replica.name)
         await fleet.operations.drain(replica.name)
@@ -133,20 +187,25 @@ class Rollout:
             if not drained:
                 await fleet.operations.undrain(replica.name)
 
-    async def _ready(self, replica: ReplicaConfig) -> None:
-        """Wait, within bounds, until it can serve. Raises ControlError when its process dies."""
-        process = self._fleet.replicas[replica.name]
+    async def _ready(self, replica: ReplicaConfig, key: str = "", *, must: bool = False) -> None:
+        """Wait, within bounds, until it can serve. Raises ControlError when its process dies, or,
+        if it `must`, when it is not ready in time."""
+        key = key or replica.name
+        process = self._fleet.replicas[key]
         child = process.child
         try:
             async with asyncio.timeout(READY_S):
                 while not await _says_ready(replica, self._fleet.runtime):
-                    if self._fleet.replicas.get(replica.name) is not process:
+                    if self._fleet.replicas.get(key) is not process:
                         raise ControlError("the gateway is stopping", status=503, code="stopping")
                     if child.restarts >= HOPELESS:
                         why = f"{replica.name} cannot start: its process {child.how} ({child.said})"
                         raise ControlError(why, status=409, code="replica_failed")
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
+            if must:
+                why = f"the new process of {replica.name} was not ready within {READY_S:g} s"
+                raise ControlError(why, status=504, code="not_ready") from None
             log.warning("%s was not ready within %g s; going on", replica.name, READY_S)
 
     async def _idle(self, name: str) -> None:

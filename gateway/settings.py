@@ -7,8 +7,8 @@ read again, so that all of them serve the same even when the file is edited mean
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Settings:
     overrides: tuple[str, ...]
     text: str
     config: GatewayConfig
+    # How often the processes of replicas were replaced, by name.
+    turns: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -32,7 +34,13 @@ class Settings:
 
     def again(self) -> Settings:
         """The same file and flags, as they are now. Raises ConfigError."""
-        return Settings.read(self.path, self.overrides)
+        fresh = Settings.read(self.path, self.overrides)
+        return replace(fresh, config=fresh.config.turned(self.turns), turns=self.turns)
+
+    def turn(self, replica: str, turn: int) -> Settings:
+        """The same with that replica's process at this turn."""
+        turns = {**self.turns, replica: turn}
+        return replace(self, config=self.config.turned(turns), turns=turns)
 
     def message(self, runtime: Path) -> dict[str, Any]:
         """What a worker's `configure` gets."""
@@ -40,5 +48,6 @@ class Settings:
             "text": self.text,
             "path": str(self.path),
             "overrides": list(self.overrides),
+            "turns": dict(self.turns),
             "runtime": str(runtime),
         }

@@ -23,7 +23,7 @@ from gateway.listening import Listening
 from gateway.operations import Operations, Render
 from gateway.process import Backoff, Child
 from gateway.replica_process import ReplicaProcess
-from gateway.rollout import Rollout
+from gateway.rollout import BESIDE, Rollout
 from gateway.runtime import RuntimeFolder
 from gateway.settings import Settings
 from gateway.versions import Versions
@@ -163,8 +163,9 @@ class Supervisor:
 
     # ---------------------------------------------------------------------------------- children
 
-    def spawn(self, replica: ReplicaConfig) -> None:
-        """Raises ControlError once the gateway is stopping: nobody would stop it any more."""
+    def spawn(self, replica: ReplicaConfig, *, beside: bool = False) -> None:
+        """`beside`: next to the process of that name, until `succeed` or `retire`. Raises
+        ControlError once the gateway is stopping: nobody would stop it any more."""
         if self.state == "stopping":
             raise ControlError("the gateway is stopping", status=503, code="stopping")
         process = ReplicaProcess(
@@ -175,14 +176,23 @@ class Supervisor:
             folder=self.config.path.resolve().parent,
             died=self._replica_died,
         )
-        self.replicas[replica.name] = process
+        self.replicas[replica.name + (BESIDE if beside else "")] = process
         self._keep(process.child)
 
-    async def retire(self, name: str) -> None:
-        """Stop its process for good. Who retires a replica has drained it."""
+    def succeed(self, name: str) -> None:
+        """The process beside takes the name; the old one is now the one beside."""
+        old, new = self.replicas[name], self.replicas[name + BESIDE]
+        self.replicas |= {name: new, name + BESIDE: old}
+
+    async def retire(self, name: str, *, grace_s: float = REPLICA_GRACE_S) -> None:
+        """Stop its process for good. Who retires a replica has drained it, or gives it the time to
+        answer what it has."""
         if (replica := self.replicas.get(name)) is not None:
-            await replica.child.stop(REPLICA_GRACE_S)
+            await replica.child.stop(grace_s)
             self.replicas.pop(name, None)
+
+    async def replace(self, model: str) -> list[str]:
+        return await self._rollout.replace(model)
 
     async def reconfigure_workers(self) -> None:
         """Those that are ready; the others get the newest settings when they are."""

@@ -225,9 +225,10 @@ def _spare_the_collector() -> None:
 
 
 def _parse(arguments: dict[str, Any]) -> GatewayConfig:
-    return parse(
+    config = parse(
         arguments["text"], Path(arguments["path"]), os.environ, arguments.get("overrides", ())
     )
+    return config.turned(arguments.get("turns", {}))
 
 
 def _limits(config: GatewayConfig) -> Limits:

@@ -15,8 +15,8 @@ from tests.gateway.supervised import supervised
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "digits" / "serve.toml"
-VERBS = ["serve", "check", "schema", "status", "drain", "undrain", "weight", "reload", "promote"]
-VERBS += ["rollback"]
+VERBS = ["serve", "check", "schema", "status", "drain", "undrain", "weight", "reload", "replace"]
+VERBS += ["promote", "rollback"]
 KEY = "correct-horse"
 
 
@@ -159,6 +159,9 @@ async def test_reload_and_rollback(tmp_path, capsys):
             "r-0: asked; serves 1-a, load → 2-b",
             "r-1: asked; serves 1-a, load → 2-b",
         ]
+        assert await command(running, "replace", "m") == 0
+        lines = ["r-0 has a new process", "r-1 has a new process"]
+        assert capsys.readouterr().out.splitlines() == lines
         assert await command(running, "rollback", "m") == 1
         assert "rollback: rollback failed on r-0: nothing to go back to" in capsys.readouterr().err
 

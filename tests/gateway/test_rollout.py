@@ -92,15 +92,65 @@ async def test_a_new_replica_that_cannot_start_changes_nothing(tmp_path):
 async def test_a_changed_file_that_does_not_work_stops_at_the_first_replica(tmp_path):
     async with supervised(tmp_path) as running:
         supervisor = running.supervisor
-        kept = supervisor.replicas["r-1"].child.pid
+        kept = {name: each.child.pid for name, each in supervisor.replicas.items()}
         (tmp_path / "r.toml").write_text("die a bad key\n")
         with pytest.raises(ControlError, match="r-0 cannot start: its process exited"):
             await supervisor.reread()
-        assert supervisor.replicas["r-1"].child.pid == kept
-        (tmp_path / "r.toml").write_text("ready\n")
-        # It is started again and again: mended, it serves.
-        await until(lambda: serves(supervisor.runtime / "r-0.sock"))
+        # The old processes serve on, r-0 too.
+        assert {name: each.child.pid for name, each in supervisor.replicas.items()} == kept
+        (tmp_path / "r.toml").write_text("ready\n# mended\n")
+        found = await supervisor.reread()
+        assert found == ["replica r-0 was replaced", "replica r-1 was replaced"]
         assert supervisor.operations.amendments() == []
+
+
+async def test_new_processes_take_the_places_of_old_ones_one_by_one(tmp_path):
+    async with supervised(tmp_path) as running:
+        supervisor = running.supervisor
+        (worker,) = supervisor.workers
+        await supervisor.operations.drain("r-1")
+        for turn in (1, 2):
+            old = {name: each.child.pid for name, each in supervisor.replicas.items()}
+            answer = await supervisor.operations.replace("m")
+            assert answer == {"model": "m", "replaced": ["r-0", "r-1"]}
+            assert set(supervisor.replicas) == {"r-0", "r-1"}
+            for name, replica in supervisor.replicas.items():
+                assert replica.child.pid not in (0, old[name])
+                with pytest.raises(ProcessLookupError):
+                    os.kill(old[name], 0)
+                assert await serves(supervisor.runtime / f"{name}.{turn}.sock")
+        assert await served(running) == ["r-0", "r-1"]
+        # What an operator had drained is drained again in each of its lives.
+        told = (await worker.call("status"))["told"]
+        assert told.count(["drain", {"replica": "r-1"}]) == 3
+        # The file read again changes nothing, nor does a worker that starts anew.
+        assert await supervisor.reread() == []
+        os.kill(worker.child.pid, signal.SIGKILL)
+        await until(lambda: worker.child.restarts == 1 and worker.ready)
+        # A replaced one that dies comes back where it was.
+        os.kill(supervisor.replicas["r-0"].child.pid, signal.SIGKILL)
+        await until(lambda: serves(supervisor.runtime / "r-0.2.sock"))
+
+
+async def test_where_there_is_no_room_for_two_the_old_process_goes_first(tmp_path):
+    model = MODEL + 'replace = "in_place"\n'
+    async with supervised(tmp_path, config=model) as running:
+        supervisor = running.supervisor
+        old = {name: each.child.pid for name, each in supervisor.replicas.items()}
+        await supervisor.operations.replace("m")
+        assert all(supervisor.replicas[name].child.pid != pid for name, pid in old.items())
+        assert await serves(supervisor.runtime / "r-0.sock")
+        (worker,) = supervisor.workers
+        assert ["drain", {"replica": "r-0"}] in (await worker.call("status"))["told"]
+
+
+async def test_only_spawned_replicas_are_replaced(tmp_path):
+    text = '[[models]]\nname = "away"\n[[models.replicas]]\nname = "a"\naddress = "tcp:h:1"\n'
+    async with supervised(tmp_path, config=MODEL + text) as running:
+        with pytest.raises(ControlError, match="no replica that this gateway spawns"):
+            await running.supervisor.operations.replace("away")
+        with pytest.raises(ControlError, match="there is no model 'x'"):
+            await running.supervisor.operations.replace("x")
 
 
 async def test_a_stop_in_the_middle_of_it_leaves_nothing(tmp_path):
