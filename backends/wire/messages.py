@@ -108,7 +108,9 @@ class Piece(NamedTuple):
     """One entry of STREAM's meta: `size` bytes of the frame's data belong to CALL `id`.
 
     The first piece of a call carries info {"type": content type, "version": version}; the final
-    piece carries info {"usage": {"prompt_tokens", "completion_tokens", "cached_tokens"}, …}.
+    piece carries info {"usage": {"prompt_tokens", "completion_tokens", "cached_tokens"}}, and may
+    carry {"load": as in STATUS}. The final piece of an answer that could not go on carries
+    {"fault": a `Fault`}, and its data says so in the answer's own form.
     """
 
     id: int

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # What a call waits for: a replica, the first byte of its answer, the rest of it, nothing.
 SEATING, SENT, ANSWERING, ENDED = range(4)
+# A call that so many replicas have died with is tried no more: it may be what they died of.
+DEADLY = 2
 LATE = "the deadline passed before the answer was complete"
 _BUSY = frozenset({429, 503})
 
@@ -46,6 +48,7 @@ class LiveCall:
 
     __slots__ = (
         "_attempts",
+        "_deaths",
         "_retry",
         "attempt",
         "began",
@@ -96,6 +99,7 @@ class LiveCall:
         self.track: str | None = None
         self.attempt: Attempt | None = None
         self.usage = Usage()
+        self._deaths = 0  # of replicas that had it
         self._attempts: Attempts | None = None
         self._retry: asyncio.TimerHandle | None = None
 
@@ -155,8 +159,12 @@ class LiveCall:
         if not attempt.said:
             self._nonsense("began an answer without its type")
             return
-        if piece.final:
-            self.usage = _usage(info)
+        if piece.final and info is not None:
+            self.usage = _usage(info.get("usage"))
+            attempt.load = info.get("load")
+            if "fault" in info:
+                self._broken(Fault.from_json(info["fault"]), bytes(data))
+                return
         if data:
             self._moved(now, attempt)
         if self.visit is not None:
@@ -202,6 +210,13 @@ class LiveCall:
 
     # -------------------------------------------------------------------------------- its failures
 
+    def _broken(self, fault: Fault, said: bytes) -> None:
+        """The replica could not go on, and says so to the client itself."""
+        error = _error(fault)
+        self._give_back(outcome_of(fault.status))
+        self.reply.fail(error, final=True, said=said)
+        self._end(error.code)
+
     def lost(self, fault: Fault | None) -> None:
         """The attempt ended without a whole answer: by a fault, or with its connection."""
         attempt = self.attempt
@@ -211,9 +226,11 @@ class LiveCall:
             error: GatewayError = ReplicaNonsense(
                 f"replica {attempt.replica.name} died before it had answered"
             )
-            self._failed(Failure.LOST, error, Outcome.FAILURE, dead=True)
+            self._deaths += 1
+            why = Failure.LOST if self._deaths < DEADLY else Failure.FINAL
+            self._failed(why, error, Outcome.FAILURE, dead=True)
             return
-        error = ReplicaFault(fault.status, fault.code, fault.message, param=fault.param)
+        error = _error(fault)
         outcome = outcome_of(fault.status)
         if not fault.retryable:
             why = Failure.FINAL
@@ -332,6 +349,7 @@ class Attempt:
         "heard",
         "id",
         "lease",
+        "load",
         "permit",
         "promised",
         "replica",
@@ -356,6 +374,7 @@ class Attempt:
         self.promised = promised  # bytes of the prompt that the replica should have cached
         self.id = 0
         self.said = False  # the answer's type
+        self.load: dict[str, float] | None = None  # of the replica, as its final piece has it
         self.version = ""
 
     def piece(self, piece: Piece, data: memoryview) -> None:
@@ -375,11 +394,15 @@ class Attempt:
             call.pool.busy(self.replica, now)
 
 
-def _usage(info: dict[str, Any] | None) -> Usage:
+def _usage(said: dict[str, Any] | None) -> Usage:
     """Zeros where the replica says nothing that is a count."""
-    said = (info or {}).get("usage") or {}
+    said = said or {}
     counts = [said.get(f"{name}_tokens") for name in ("prompt", "completion", "cached")]
     return Usage(*(count if type(count) is int and count > 0 else 0 for count in counts))
+
+
+def _error(fault: Fault) -> ReplicaFault:
+    return ReplicaFault(fault.status, fault.code, fault.message, param=fault.param)
 
 
 def outcome_of(status: int) -> Outcome:

@@ -204,6 +204,9 @@ class CallPool:
         attempt.lease.release(now)
         if attempt.permit.record(now, outcome) is State.CLOSED:
             replica.recovered(now)
+        seen = self._seen.get(replica.name)
+        if seen is not None and attempt.load:
+            seen.told(attempt.load, self.work, now)
         ok = outcome is Outcome.SUCCESS
         self.router.ended(attempt.lease, call.key, now, ok=ok)
         if ok:

@@ -33,8 +33,9 @@ class Reply(Protocol):
         """Raises GatewayError where the answer cannot go on."""
 
     def end(self) -> None: ...
-    def fail(self, error: GatewayError, *, final: bool) -> None:
-        """`final`: it was tried elsewhere too, or must not be."""
+    def fail(self, error: GatewayError, *, final: bool, said: bytes = b"") -> None:
+        """`final`: it was tried elsewhere too, or must not be. `said`: by the replica, of this
+        error, in the form of its answer."""
 
     def look(self, now: float, quiet_since: float) -> None:
         """Now and then, while the call lives."""
@@ -145,7 +146,7 @@ class HttpReply:
         self._caught_up()
         self.exchange.end()
 
-    def fail(self, error: GatewayError, *, final: bool) -> None:
+    def fail(self, error: GatewayError, *, final: bool, said: bytes = b"") -> None:
         exchange = self.exchange
         if not self.begun:
             fields = self._fields + (b"x-should-retry: false\r\n" if final else b"")
@@ -156,7 +157,7 @@ class HttpReply:
         if not self._gate.whole:
             exchange.abort()
             return
-        exchange.write(error_event(error, openai=self._openai))
+        exchange.write(said or error_event(error, openai=self._openai))
         exchange.last = True  # for clients that wait for the connection's end
         exchange.end()
 

@@ -1,8 +1,8 @@
 """A replica as one worker's calls see it: the work that it has, corrected by what it says itself.
 
 Routers choose among these. Owns no counter: leases are taken on the replica's own. What a replica
-says of its backlog has the calls of other gateways in it and is free of our guesses, but it grows
-old; until it does, our own view moves from there.
+says of its backlog has the calls of other gateways in it, and answers that are longer than we had
+guessed; but it grows old, and until it does our own view moves from there.
 """
 
 from __future__ import annotations
@@ -41,13 +41,17 @@ class Seen:
         status = self.replica.status
         if status is self._status:
             return
-        self._status, load = status, status.load
-        if not load:
-            return
+        self._status = status
+        if status.load:
+            self.told(status.load, work, now)
+
+    def told(self, load: dict[str, float], work: TokenWork, now: float) -> None:
+        """What it has to do, beside other numbers."""
         work.rates(load.get("prefill_rate", 0.0), load.get("decode_rate", 0.0))
         if "prompt_tokens" in load and "output_tokens" in load:
             backlog = load["prompt_tokens"] + work.weight * load["output_tokens"]
-            self._off, self._told = backlog - self.load.work, now
+            # Less than we know of is no news: it has not read yet what we have just sent.
+            self._off, self._told = max(0.0, backlog - self.load.work), now
 
     def settle(self, now: float) -> None:
         """Before it is compared with others."""
@@ -82,7 +86,7 @@ class Seen:
 
     @property
     def work(self) -> float:
-        return max(0.0, self.load.work + self._off)
+        return self.load.work + self._off
 
     @property
     def in_flight(self) -> int:

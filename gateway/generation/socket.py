@@ -127,7 +127,7 @@ class StreamReply:
         self.gone()
         self._stream.end(self._lead, self._rest or b"{}")
 
-    def fail(self, error: GatewayError, *, final: bool) -> None:
+    def fail(self, error: GatewayError, *, final: bool, said: bytes = b"") -> None:
         self.gone()
         self._stream.fail(error)
 

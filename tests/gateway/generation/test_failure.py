@@ -338,3 +338,30 @@ async def test_a_model_that_is_unloaded_removed_or_away_says_so(tmp_path):
         assert reply.status == 503 and b"draining" in reply.body
         gateway.fleet.undrain("r0")
         assert (await gateway.post(STREAM)).status == 200
+
+
+async def test_a_replica_that_cannot_go_on_tells_the_client_itself_and_it_counts_as_failed(
+    tmp_path,
+):
+    fault = {"status": 500, "code": "model_error", "message": "not finite"}
+    said = b'data: {"error":{"message":"not finite"}}\n\ndata: [DONE]\n\n'
+
+    async def script(call):
+        call.delta("The")
+        call.piece(said, final=True, fault=fault)
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        reply = await gateway.post(STREAM)
+        assert reply.body.endswith(b"\n\n" + said)
+        assert (gateway.counters()["done"], gateway.counters()["failed"]) == (0, 1)
+
+
+async def test_a_call_that_replicas_die_of_is_tried_no_third_time(tmp_path):
+    async def dies(call):
+        call.replica.die()
+
+    fakes = [FakeLLM(tmp_path / name, dies) for name in "abc"]
+    async with serving(tmp_path, *fakes, model="retries = 5") as gateway:
+        reply = await gateway.post(ASK)
+        assert (reply.status, reply.header("x-should-retry")) == (502, "false")
+        assert sum(len(fake.calls) for fake in fakes) == 2
