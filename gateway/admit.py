@@ -6,7 +6,6 @@ nothing here is asked about any request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.auth import Gate
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Admittance:
-    def __init__(self, relay: RelaySurface, clock: Callable[[], float]) -> None:
-        self.tenants = Tenants(clock)
+    def __init__(self, tenants: Tenants, relay: RelaySurface) -> None:
+        self.tenants = tenants
         self._gate = Gate(self.tenants, route=relay.public, openai=relay.openai)
 
     def apply(self, config: GatewayConfig, lane: Lane) -> None:

@@ -38,7 +38,9 @@ async def _serve(settings: Settings) -> int:
     return await Supervisor(settings, open_admin, version=_version(), render=render).run()
 
 
-async def open_admin(operations: Operations, listening: Listening, digest: str | None) -> AdminServer:
+async def open_admin(
+    operations: Operations, listening: Listening, digest: str | None
+) -> AdminServer:
     from gateway.admin import Admin
 
     return await Admin.open(operations, listening, digest)

@@ -37,6 +37,7 @@ from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
 from gateway.seating import Seating
 from gateway.tracks import Tracks
+from gateway.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ class Flight:
 
 class Dispatcher:
     """`finish(request, outcome)` ends a request; `retries` is how many further replicas it may be
-    sent to. The retry budget counts batches. A request's key is (what may share a batch, the pinned
-    version, the replica it is bound to, its track, a mark of its own if it is a suspect)."""
+    sent to; `weight` is a tenant's. The retry budget counts batches. A request's key is (what may
+    share a batch, the pinned version, the replica it is bound to, its track, a mark of its own if
+    it is a suspect)."""
 
     def __init__(
         self,
@@ -73,8 +75,9 @@ class Dispatcher:
         finish: Callable[[TensorRequest, Answer | GatewayError], None],
         measures: Measures,
         loop: asyncio.AbstractEventLoop,
+        weight: Callable[[str], float],
     ) -> None:
-        self.queue, self._router, self.retries = queue, router, retries
+        self.queue, self._router, self.retries = Waiting(queue, weight), router, retries
         self._finish, self._measures, self._loop = finish, measures, loop
         self._budget = RetryBudget()
         self._seating = Seating(router)
@@ -100,6 +103,7 @@ class Dispatcher:
         """The replicas, or what they can do, changed."""
         self._replicas = replicas
         self._serving = [replica for replica in replicas if replica.ready]
+        self.queue.replicas = len(self._serving)
         self._seating.update(self._serving, self._loop.time())
         self._tracks.update(self._serving)
         # With one version everywhere, every replica can run every request.
@@ -121,16 +125,20 @@ class Dispatcher:
 
     def replace(self, waiting: Sequence[TensorRequest], queue: Batcher[TensorRequest]) -> None:
         """Another queue, with what waits in the old one, oldest first."""
-        self.queue = queue
-        self._put_back(waiting, self._loop.time())
+        self.queue.replace(queue)
+        inside = [request for request in waiting if request not in self.queue]
+        self._put_back(inside, self._loop.time())
         self.schedule()
 
     def reseat(self, waiting: Sequence[TensorRequest]) -> None:
         """Bind anew what waits for replicas that serve no more."""
-        lost = [request for request in waiting if not self._stands(request)]
+        lost, now = [request for request in waiting if not self._stands(request)], self._loop.time()
+        for request in [request for request in lost if request in self.queue]:
+            self._bind(request, now)
+            lost.remove(request)
         for request in lost:
             self.queue.discard(request)
-        self._put_back(lost, self._loop.time())
+        self._put_back(lost, now)
 
     def _put_back(self, requests: Sequence[TensorRequest], now: float) -> None:
         """To the head of the queue, each bound to a replica that can serve it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from gateway.replica import NativeReplica
 class Fleet:
     """`runtime`: the folder of the sockets of spawned replicas. `gateway` names this worker to
     them; `switch` loads or unloads a model in all workers. `http` has the models that are relayed:
-    their surface is another one."""
+    their surface is another one. `weight` is a tenant's, beside others that wait."""
 
     def __init__(
         self,
@@ -38,7 +38,9 @@ class Fleet:
         switch: Switch,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
+        self._weight = weight
         self._runtime, self._gateway, self._loop, self._rng = runtime, gateway, loop, rng
         self._switch = switch
         self._models: dict[str, Model] = {}
@@ -120,7 +122,11 @@ class Fleet:
             model = self._models.get(name)
             if model is None:
                 model = self._models[name] = Model(
-                    model_config, switch=self._switch, loop=self._loop, rng=self._rng
+                    model_config,
+                    switch=self._switch,
+                    loop=self._loop,
+                    rng=self._rng,
+                    weight=self._weight,
                 )
             else:
                 model.reconfigure(model_config)

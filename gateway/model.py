@@ -62,6 +62,7 @@ class Model:
         switch: Switch,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
         self.name, self.config = config.name, config
         self.replicas: list[NativeReplica] = []
@@ -85,6 +86,7 @@ class Model:
             finish=self._finish,
             measures=self.measures,
             loop=loop,
+            weight=weight,
         )
         self.calls = CallPool(self, config, loop=loop, rng=rng)
 

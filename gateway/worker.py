@@ -30,6 +30,7 @@ from gateway.health import HealthSurface
 from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
+from gateway.tenants import Tenants
 from gateway.web import make_app
 from gateway.whole import WholeGateway
 from gateway.ws import SocketLimits, WebSocketSurface
@@ -106,6 +107,7 @@ class Worker:
         logging.getLogger().setLevel(config.server.log_level.upper())
         loop = asyncio.get_running_loop()
         whole = WholeGateway(self._control)
+        tenants = Tenants(loop.time)
         fleet = Fleet(
             config,
             Path(arguments["runtime"]),
@@ -113,6 +115,7 @@ class Worker:
             loop=loop,
             switch=whole.switch,
             rng=random.Random(),
+            weight=tenants.weight,
         )
         app = make_app(whole)
         pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
@@ -139,7 +142,7 @@ class Worker:
             )
 
         lane = Lane(resolve, pages.server, _limits(config))
-        admit = Admittance(relay, loop.time)
+        admit = Admittance(tenants, relay)
         admit.apply(config, lane)
         _spare_the_collector()
         self._serving = Serving(whole, admit, fleet, lane, sockets, pages)

@@ -15,24 +15,29 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class _Waiting(Generic[T]):
-    __slots__ = ("cost", "item", "order")
+class Waiting(Generic[T]):
+    """An item and its place. `item` None: a hole, which was taken out of the middle."""
 
-    def __init__(self, order: tuple[int, int], cost: float, item: T) -> None:
-        self.order, self.cost, self.item = order, cost, item
+    __slots__ = ("cost", "item", "order", "tenant")
 
-    def __lt__(self, other: _Waiting[T]) -> bool:
+    def __init__(self, order: tuple[int, int], cost: float, item: T, tenant: _Tenant[T]) -> None:
+        self.order, self.cost, self.tenant = order, cost, tenant
+        self.item: T | None = item
+
+    def __lt__(self, other: Waiting[T]) -> bool:
         return self.order < other.order
 
 
 class _Tenant(Generic[T]):
-    __slots__ = ("cost", "items", "name", "served", "weight")
+    __slots__ = ("cost", "count", "items", "lowest", "name", "served", "weight")
 
     def __init__(self, name: str, weight: float) -> None:
         self.name, self.weight = name, weight
-        self.items: list[_Waiting[T]] = []
+        self.items: list[Waiting[T]] = []  # a heap, with holes
+        self.count = 0
         self.cost = 0.0  # of what waits
         self.served = 0.0  # virtual: cost over weight
+        self.lowest = 0  # no item has a lower priority
 
 
 class FairQueue(Generic[T]):
@@ -53,6 +58,7 @@ class FairQueue(Generic[T]):
         self._capacity, self._weight, self._max_tenants = capacity, weight, max_tenants
         self._tenants: dict[str, _Tenant[T]] = {}
         self._turns: list[tuple[float, int, _Tenant[T]]] = []  # tenants that wait, by `served`
+        self._places: dict[int, Waiting[T]] = {}  # by the identity of the item
         self._virtual = 0.0  # where a tenant that comes begins
         self._count = self._order = 0
 
@@ -64,55 +70,115 @@ class FairQueue(Generic[T]):
         found = self._tenants.get(tenant)
         return found.cost if found is not None else 0.0
 
+    @property
+    def total(self) -> float:
+        """The cost of all that waits."""
+        return sum(tenant.cost for tenant in self._tenants.values())
+
+    def ahead(self, tenant: str, cost: float) -> float:
+        """What is served before an item of this cost that comes now: its tenant's own, and of each
+        other tenant no more than its part beside them."""
+        queue = self._tenant(tenant)
+        own = (queue.cost + cost) / queue.weight
+        others = (t for t in self._tenants.values() if t is not queue)
+        return queue.cost + sum(min(t.cost, own * t.weight) for t in others)
+
     def push(self, item: T, tenant: str, cost: float, *, priority: int = 0) -> T | None:
         """Returns what finds no room, if anything: when full, the last of whoever has most waiting
         for its weight, which may be this very item."""
         if not 0.0 <= cost < float("inf"):
             raise ValueError(f"cost must be finite and not negative, not {cost}")
         queue = self._tenant(tenant)
-        if not queue.items:
-            queue.served = max(queue.served, self._virtual)
-            self._enter(queue)
         self._order += 1
-        heappush(queue.items, _Waiting((-priority, self._order), cost, item))
-        queue.cost += cost
-        self._count += 1
-        return self._shed() if self._count > self._capacity else None
+        waiting = Waiting((-priority, self._order), cost, item, queue)
+        queue.lowest = min(queue.lowest, priority) if queue.count else priority
+        self._insert(waiting)
+        return self.shed(waiting) if self._count > self._capacity else None
 
     def pop(self) -> T | None:
         """The next item, charged to its tenant; None when nothing waits."""
+        waiting = self.take()
+        return None if waiting is None else waiting.item
+
+    def take(self) -> Waiting[T] | None:
+        """As `pop`, but what it gives can be put back."""
         while self._turns:
             served, _, queue = heappop(self._turns)
-            if not queue.items or served != queue.served:
+            if not queue.count or served != queue.served:
                 continue  # an old entry: charged since, or emptied
             self._virtual = max(self._virtual, served)
             waiting = heappop(queue.items)
-            self._forget(queue, waiting)
+            while waiting.item is None:
+                waiting = heappop(queue.items)
+            self._forget(waiting)
             queue.served += waiting.cost / queue.weight
-            if queue.items:
+            if queue.count:
                 self._enter(queue)
-            return waiting.item
+            return waiting
         return None
 
-    def discard(self, item: T, tenant: str) -> bool:
-        """Take out one that waits (its client went); uncharged. False when it does not wait."""
-        queue = self._tenants.get(tenant) or self._tenants.get("")
-        for place, waiting in enumerate(queue.items if queue is not None else ()):
-            if waiting.item is item:
-                assert queue is not None
-                del queue.items[place]
-                heapify(queue.items)
-                self._forget(queue, waiting)
-                return True
-        return False
+    def put_back(self, waiting: Waiting[T]) -> None:
+        """It could not be served: to its old place, and not charged."""
+        queue = waiting.tenant
+        self._tenants.setdefault(queue.name, queue)
+        queue.served = max(0.0, queue.served - waiting.cost / queue.weight)
+        queue.lowest = min(queue.lowest, -waiting.order[0]) if queue.count else -waiting.order[0]
+        self._insert(waiting, returns=True)
+
+    def discard(self, item: T) -> bool:
+        """Take out one that waits, once (its client went); uncharged. False when it does not."""
+        waiting = self._places.get(id(item))
+        if waiting is None:
+            return False
+        self._remove(waiting)
+        return True
 
     def settle(self, tenant: str, difference: float) -> None:
         """A popped item cost so much more than said (less, where negative)."""
         queue = self._tenants.get(tenant)
         if queue is not None and difference:
             queue.served = max(0.0, queue.served + difference / queue.weight)
-            if queue.items:
+            if queue.count:
                 self._enter(queue)
+
+    def shed(self, newest: Waiting[T] | None = None) -> T:
+        """Take out the last of whoever has most waiting for its weight. `newest`: of what came
+        last, which mostly is that one."""
+        heaviest = max(
+            (t for t in self._tenants.values() if t.count), key=lambda t: t.cost / t.weight
+        )
+        last = newest
+        if newest is None or newest.tenant is not heaviest or -newest.order[0] > heaviest.lowest:
+            last = max(waiting for waiting in heaviest.items if waiting.item is not None)
+        assert last is not None
+        item = last.item
+        assert item is not None
+        self._remove(last)
+        return item
+
+    def _insert(self, waiting: Waiting[T], *, returns: bool = False) -> None:
+        queue = waiting.tenant
+        if not queue.count:
+            queue.items.clear()  # holes
+            if not returns:
+                queue.served = max(queue.served, self._virtual)
+        assert waiting.item is not None
+        self._places[id(waiting.item)] = waiting
+        heappush(queue.items, waiting)
+        queue.count += 1
+        queue.cost += waiting.cost
+        self._count += 1
+        if queue.count == 1 or returns:
+            self._enter(queue)
+
+    def _remove(self, waiting: Waiting[T]) -> None:
+        """From the middle: the hole is passed over, and holes are thrown out when they are many."""
+        queue = waiting.tenant
+        self._forget(waiting)
+        waiting.item = None
+        if len(queue.items) > 2 * queue.count + 16:
+            queue.items = [each for each in queue.items if each.item is not None]
+            heapify(queue.items)
 
     def _tenant(self, name: str) -> _Tenant[T]:
         found = self._tenants.get(name)
@@ -135,26 +201,19 @@ class FairQueue(Generic[T]):
             del self._tenants[name]
 
     def _level(self, queue: _Tenant[T]) -> bool:
-        return not queue.items and queue.served <= self._virtual
+        return not queue.count and queue.served <= self._virtual
 
     def _enter(self, queue: _Tenant[T]) -> None:
         self._order += 1
         heappush(self._turns, (queue.served, self._order, queue))
         if len(self._turns) > 4 * len(self._tenants) + 64:  # old entries that nobody popped
-            live = [t for t in self._tenants.values() if t.items]
+            live = [t for t in self._tenants.values() if t.count]
             self._turns = [(t.served, place, t) for place, t in enumerate(live)]
             heapify(self._turns)
 
-    def _forget(self, queue: _Tenant[T], waiting: _Waiting[T]) -> None:
+    def _forget(self, waiting: Waiting[T]) -> None:
+        queue = waiting.tenant
+        self._places.pop(id(waiting.item), None)
         self._count -= 1
-        queue.cost = max(0.0, queue.cost - waiting.cost) if queue.items else 0.0
-
-    def _shed(self) -> T:
-        heaviest = max(
-            (t for t in self._tenants.values() if t.items), key=lambda t: t.cost / t.weight
-        )
-        last = max(heaviest.items)
-        heaviest.items.remove(last)
-        heapify(heaviest.items)
-        self._forget(heaviest, last)
-        return last.item
+        queue.count -= 1
+        queue.cost = max(0.0, queue.cost - waiting.cost) if queue.count else 0.0

@@ -114,7 +114,7 @@ async def house(tmp_path, keys=ALL):
 
     pages = web.Server(page)
     lane = Lane(resolve, pages)
-    admit = Admittance(fleet.surface, loop.time)
+    admit = Admittance(Tenants(loop.time), fleet.surface)
 
     def configure(keys: str) -> None:
         fleet.apply(config(keys))

@@ -110,13 +110,50 @@ def test_when_full_the_heaviest_tenants_last_item_leaves():
     assert len(queue) == 4
 
 
+def test_what_cannot_be_served_keeps_its_place_and_is_not_charged():
+    queue = FairQueue(100)
+    for n in range(6):
+        queue.push(("a", n), "a", 1.0)
+        queue.push(("b", n), "b", 1.0)
+    first, second = queue.take(), queue.take()
+    assert {first.item, second.item} == {("a", 0), ("b", 0)}
+    for waiting in (second, first):
+        queue.put_back(waiting)
+    assert (len(queue), queue.cost("a"), queue.total) == (12, 6.0, 12.0)
+    found = [queue.pop() for _ in range(12)]
+    for tenant in "ab":
+        assert [item for item in found if item[0] == tenant] == [(tenant, n) for n in range(6)]
+    assert Counter(item[0] for item in found[:4]) == {"a": 2, "b": 2}
+
+
+def test_what_is_ahead_of_a_tenant_is_its_own_and_the_parts_of_others():
+    queue = FairQueue(1000, {"flood": 1.0, "quiet": 1.0, "heavy": 3.0}.__getitem__)
+    for n in range(100):
+        queue.push(("flood", n), "flood", 1.0)
+    assert queue.ahead("quiet", 1.0) == 1.0
+    assert queue.ahead("flood", 1.0) == 100.0
+    assert queue.ahead("heavy", 3.0) == 1.0
+    queue.push(("quiet", 0), "quiet", 2.0)
+    assert queue.ahead("quiet", 1.0) == 5.0
+
+
+def test_many_may_leave_at_once():
+    queue = FairQueue(20_000)
+    items = [object() for _ in range(20_000)]
+    for item in items:
+        queue.push(item, "a", 1.0)
+    for item in items[::2] + items[1:-1:2]:
+        assert queue.discard(item)
+    assert (len(queue), queue.pop(), queue.pop()) == (1, items[-1], None)
+
+
 def test_a_cancelled_request_leaves_without_charge():
     queue = FairQueue(10)
     items = [object() for _ in range(3)]
     for item in items:
         queue.push(item, "a", 2.0)
-    assert queue.discard(items[1], "a") and not queue.discard(items[1], "a")
-    assert not queue.discard(object(), "nobody")
+    assert queue.discard(items[1]) and not queue.discard(items[1])
+    assert not queue.discard(object())
     assert (len(queue), queue.cost("a")) == (2, 4.0)
     assert drain(queue) == [items[0], items[2]]
     assert (len(queue), queue.cost("a"), queue.pop()) == (0, 0.0, None)
@@ -132,7 +169,7 @@ def test_tenants_beyond_the_table_share_one_turn():
     assert found["a"] == pytest.approx(22, abs=3) and found["b"] == pytest.approx(22, abs=3)
     cancelled = object()
     queue.push(cancelled, "x99", 1.0)
-    assert queue.discard(cancelled, "x99")
+    assert queue.discard(cancelled)
 
 
 def test_tenants_of_long_ago_are_forgotten():
@@ -179,11 +216,20 @@ class Queue(RuleBasedStateMachine):
         if item is not None:
             del self.inside[item]
 
+    @rule()
+    def take_and_put_back(self) -> None:
+        waiting = self.queue.take()
+        assert (waiting is None) == (not self.inside)
+        if waiting is not None:
+            assert waiting.item in self.inside
+            self.queue.put_back(waiting)
+
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
         if self.inside:
             item = data.draw(st.sampled_from(sorted(self.inside)))
-            assert self.queue.discard(item, self.inside.pop(item))
+            assert self.queue.discard(item)
+            del self.inside[item]
 
     @rule(tenant=st.sampled_from("abc"), difference=st.floats(-5.0, 5.0))
     def settle(self, tenant: str, difference: float) -> None:

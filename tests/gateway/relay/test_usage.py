@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.admit import Admittance
 from gateway.config import parse
 from gateway.relay.usage import USUAL_ANSWER, Meter, reserve
+from gateway.tenants import Tenants
 from tests.gateway.relay.fakes import Upstream, relaying, until
 
 KEY = "a-key-for-these-tests"
@@ -114,7 +115,7 @@ def admit(relay):
     """The relay with the key of KEYS; its tenant."""
     model = '[[models]]\nname = "m"\n[[models.replicas]]\nname = "r"\naddress = "tcp:h:1"\n'
     config = parse(model + KEYS, Path("/srv/serve.toml"), {})
-    made = Admittance(relay.fleet.surface, asyncio.get_running_loop().time)
+    made = Admittance(Tenants(asyncio.get_running_loop().time), relay.fleet.surface)
     made.apply(config, relay.lane)
     return made.tenants["app"]
 
