@@ -58,7 +58,9 @@ class Optimizer:
             grad = parameter.grad
             # A parameter that no sample touched stands still but for its decay and momentum.
             self._grads[name] = (
-                aligned(grad, parameter) if grad is not None else torch.zeros_like(local(parameter))
+                local(aligned(grad, parameter))
+                if grad is not None
+                else torch.zeros_like(local(parameter))
             )
             parameter.grad = None
         if not self._grads:  # where others hold all parameters there are

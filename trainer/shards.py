@@ -58,11 +58,14 @@ def repeats(tensor: Tensor, dimension: str) -> int:
 
 
 def aligned(grad: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's part of a gradient, laid out as the parameter is: what is still to be added up
-    over ranks is. Collective where it is."""
+    """A gradient laid out as the parameter is: what is still to be added up over ranks is.
+    Collective where it is."""
     if is_sharded(grad) and cast("Any", grad).placements != cast("Any", parameter).placements:
-        grad = cast("Any", grad).redistribute(placements=cast("Any", parameter).placements)
-    return local(grad)
+        with torch.no_grad():
+            return cast("Any", grad).redistribute(  # type: ignore[no-any-return]
+                placements=cast("Any", parameter).placements
+            )
+    return grad
 
 
 def place(tensor: Tensor) -> Region:

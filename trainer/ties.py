@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.model import owners
-from trainer.shards import local
+from trainer.shards import aligned, local
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,8 +66,10 @@ class EndsSync:
 
     def __call__(self) -> None:
         for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            grad = parameter.grad
+            if grad is None:
+                grad = torch.zeros_like(parameter)
+            parameter.grad = aligned(grad, parameter)
             dist.all_reduce(local(parameter.grad), group=self._group)
 
 

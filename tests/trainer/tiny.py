@@ -164,7 +164,9 @@ log_every = 1
 class = "backends.models.decoder:Decoder"
 
 [model.config]
-model_type = "llama"
+model_type = "qwen3"
+head_dim = 4
+tie_word_embeddings = true
 vocab_size = 16
 hidden_size = 16
 intermediate_size = 32
@@ -178,9 +180,9 @@ batch_size = 8
 micro_batch = 2
 
 [optimizer]
-lr = 3e-2
+lr = 1e-2
 weight_decay = 0.01
-clip = 0.5
+clip = 1.0
 
 [checkpoint]
 every = 2

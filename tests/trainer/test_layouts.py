@@ -1,0 +1,118 @@
+"""A decoder over every kind of mesh: the same losses and weights, from one layout to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends.checkpoint import Run, read_tensors
+from tests.trainer.ranks import Ranks, journal, weight_hashes
+from tests.trainer.tiny import DECODER
+
+pytestmark = pytest.mark.timeout(300)
+
+# A half of the training under each; the second goes on from what the first committed.
+LAYOUTS = {
+    "tensor, then interleaved pipeline": (
+        2,
+        ("parallel.tp=2",),
+        ("parallel.pp=2", "parallel.schedule=interleaved"),
+    ),
+    "sharded tensor, then pipeline of tensor": (
+        4,
+        ("parallel.tp=2", "parallel.dp_shard=2"),
+        ("parallel.pp=2", "parallel.tp=2", "parallel.dp_shard=1"),
+    ),
+    "sharded pipeline, then copied tensor": (
+        4,
+        ("parallel.pp=2", "parallel.schedule=gpipe", "parallel.dp_shard=2"),
+        ("parallel.tp=2", "parallel.dp_replicate=2", "parallel.dp_shard=1"),
+    ),
+    "copied pipeline, then sharded and copied": (
+        4,
+        ("parallel.pp=2", "parallel.layers=[3, 1]", "parallel.dp_replicate=2"),
+        ("parallel.dp_replicate=2", "compute.recompute=full"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+def train(folder: Path, name: str, *overrides: str, count: int = 1) -> Path:
+    config = folder / f"{name.replace(' ', '-')}.toml"
+    config.write_text(DECODER.format(run=folder / name))
+    ranks = Ranks(folder / "logs", [str(config), *overrides], count)
+    assert ranks.wait() == [0] * count, ranks.log()
+    return folder / name
+
+
+def readings(run: Path, what: str) -> list[float]:
+    return [line[what] for line in journal(run, "step")]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    return train(folder, "alone")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_trains_as_one_rank_does(folder, alone, name):
+    count, first, second = LAYOUTS[name]
+    train(folder, name, *first, "steps=2", count=count)
+    run = train(folder, name, *second, count=count)
+    assert readings(run, "loss") == pytest.approx(readings(alone, "loss"), rel=1e-5)
+    # The clip sees the norm: each parameter counts once, wherever it is.
+    assert readings(run, "grad_norm") == pytest.approx(readings(alone, "grad_norm"), rel=1e-4)
+    assert max(readings(alone, "grad_norm")) > 1.0
+    ours, theirs = Run(run).manifest(4), Run(alone).manifest(4)
+    assert dict(ours.evaluation) == pytest.approx(dict(theirs.evaluation), rel=1e-5)
+    assert ours.structure_id == theirs.structure_id and dict(ours.ties) == dict(theirs.ties)
+    weights = read_tensors(Run(run).folder(4), ours)
+    for tensor, wanted in zip(
+        weights.values(), read_tensors(Run(alone).folder(4), theirs).values(), strict=True
+    ):
+        torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("pipe", ("parallel.pp=2", "parallel.tp=2")), ("cut", ("parallel.tp=2",))],
+)
+def test_the_same_layout_goes_on_bit_by_bit(folder, name, layout):
+    whole = train(folder, f"{name}-whole", *layout, count=4)
+    train(folder, f"{name}-halves", *layout, "steps=2", count=4)
+    halves = train(folder, f"{name}-halves", *layout, count=4)
+    assert weight_hashes(halves, 4) == weight_hashes(whole, 4)
+
+
+def test_first_values_do_not_depend_on_the_layout(folder):
+    still = ("steps=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
+    one = train(folder, "still", *still)
+    many = train(folder, "still-cut", *still, "parallel.pp=2", "parallel.tp=2", count=4)
+    assert weight_hashes(one, 1) == weight_hashes(many, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("parallel.tp=4",), "parallel.tp = 4 does not divide the model's 2 kv_heads"),
+        (("parallel.pp=4", "data.batch_size=4"), "2 micro-batches a rank, and a pipeline of 4"),
+        (("parallel.pp=2", "parallel.layers=[1, 2]"), "parallel.layers: expected 2 numbers"),
+        (("parallel.pp=2", "data.batch_size=6"), "micro-batches of one shape"),
+        (
+            ("parallel.tp=2", "model.class=tests.trainer.tiny:Plain", "model.config={}"),
+            "tensor_plan",
+        ),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(folder, overrides, said):
+    config = folder / "refused.toml"
+    config.write_text(DECODER.format(run=folder / "refused"))
+    ranks = Ranks(folder / "logs", [str(config), *overrides], 4)
+    assert all(status == 2 for status in ranks.wait())
+    assert said in ranks.log()
