@@ -176,6 +176,8 @@ class Engine:
             try:
                 self._began = None
                 self._read_mail()
+                if self._closing:
+                    return
                 self._began = self._clock()
                 self._advance()
             except BaseException as error:  # a defect of ours: what it hit ends, others go on
@@ -183,12 +185,17 @@ class Engine:
                 self._abandon(f"{type(error).__name__}: {error}")
 
     def _read_mail(self) -> None:
-        """All of it; waits for some when there is nothing else to do."""
+        """What is there; waits for some when there is nothing else to do."""
         with suppress(Empty):
             if not self._busy:
                 self._come_to_rest()
-                self._mail.get(timeout=self._patience())()
-            while True:
+                first = self._mail.get(timeout=self._patience())
+                more = self._mail.qsize()
+                first()
+            else:
+                more = self._mail.qsize()
+            # No more than that: a flood of mail must not hold up the steps.
+            for _ in range(more):
                 self._mail.get_nowait()()
 
     @property
@@ -274,9 +281,8 @@ class Engine:
     def _fail(self, plan: Plan, error: BaseException) -> None:
         """The step has failed: so have its sequences, and nothing that it wrote is used."""
         self._crashed(error)
-        for row in plan.rows.tolist():
-            sequence = self._scheduler.table.sequences[row]
-            if sequence is not None and sequence.finish is None:
+        for sequence in plan.involved(self._scheduler.table):
+            if sequence.finish is None:
                 self._end(sequence, "error", f"{type(error).__name__}: {error}")
         self._scheduler.settle(plan, sound=False)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.llm.sequence import Rows, Sequence
+from backends.llm.sequence import Rows, Sequence, Table
 
 
 class Chunk(NamedTuple):
@@ -46,6 +46,12 @@ class Plan:
     # Every row that must stay as it is until the step has ended, and what is computed then.
     rows: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     after: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def involved(self, table: Table) -> list[Sequence]:
+        """Everybody whom it computes for: those too that only follow."""
+        rows = [table.sequences[row] for row in self.rows.tolist()]
+        groups = [member for chunk in self.chunks for member in chunk.group]
+        return list(dict.fromkeys([s for s in rows if s is not None] + groups))
 
     @property
     def tokens(self) -> int:

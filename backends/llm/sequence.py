@@ -81,9 +81,9 @@ class Sequence:
         self.prompt_done = False
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int, int]:
         """Who gives way to whom: a greater one to a lesser one."""
-        return self.generation.priority, self.order
+        return self.generation.priority, self.order, self.choice
 
     @property
     def group(self) -> list[Sequence]:
