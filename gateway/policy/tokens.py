@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 # English text has four bytes a token; a body has JSON around it.
 BYTES_PER_TOKEN = 4.0
+# Bodies of token ids, and bodies that are mostly something else than a prompt, lie within.
+_RATIOS = (0.25, 64.0)
 # Weight of a new observation, and of the first ones: a mean until there are enough.
 _STEP = 0.05
 # So many ends under a limit like this one tell more than all the others.
@@ -86,7 +88,7 @@ class TokenWork:
     def ended(self, estimate: Estimate, usage: Usage, promised: int) -> None:
         """A request was answered; `promised` bytes of its prompt should have been cached."""
         if usage.prompt > 0:
-            self._ratio.add(estimate.size / usage.prompt)
+            self._ratio.add(min(max(estimate.size / usage.prompt, _RATIOS[0]), _RATIOS[1]))
         if usage.completion > 0:
             each = usage.completion / estimate.choices
             self._length.add(each)

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy.load import ReplicaLoad
-from gateway.policy.prefix import BOUNDARIES, PrefixIndex, PrefixRouter, prefix_blocks
+from gateway.policy.prefix import (
+    BOUNDARIES,
+    PrefixIndex,
+    PrefixMemory,
+    PrefixRouter,
+    prefix_blocks,
+)
 from gateway.policy.routing import RoutingKey
 
 
@@ -161,3 +167,30 @@ def test_a_session_named_by_the_client_comes_first():
     home = router.choose(loads, named, 0.0)
     send(router, next(load for load in loads if load is not home), key)
     assert router.choose(loads, named, 0.0) is home
+
+
+# -------------------------------------------------------------------------------------- the memory
+
+
+def test_a_memory_tells_how_much_of_a_prompt_each_replica_holds():
+    memory, (a, b) = PrefixMemory(), pool(2)
+    memory.sent(prompt(("s", 2048), ("a", 2048)).prefix, a.take(1.0, 0.0))
+    memory.sent(prompt(("s", 2048), ("b", 512)).prefix, b.take(1.0, 0.0))
+    held = memory.held(prompt(("s", 2048), ("a", 4096)).prefix)
+    assert held == {"r0": max(x for x in BOUNDARIES if x <= 4096), "r1": 2048}
+    assert memory.held(prompt(("x", 4096)).prefix) == {} == memory.held(())
+    a.renew(1.0)
+    memory.sent(prompt(("y", 512)).prefix, a.take(1.0, 1.0))
+    assert "r0" not in memory.held(prompt(("s", 2048), ("a", 4096)).prefix)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 4)), max_size=40))
+def test_what_a_memory_says_is_held_was_sent(sends):
+    memory, loads = PrefixMemory(), pool(4)
+    sent: dict[str, list[bytes]] = {}
+    for replica, letter, blocks in sends:
+        text = b"s" * 600 + bytes([97 + letter]) * (300 * blocks)
+        memory.sent(prefix_blocks(text), loads[replica].take(1.0, 0.0))
+        sent.setdefault(f"r{replica}", []).append(text)
+        for name, size in memory.held(prefix_blocks(text + b"z" * 300)).items():
+            assert any(other[:size] == text[:size] and len(other) >= size for other in sent[name])

@@ -165,3 +165,14 @@ def test_sessionless_requests_of_affinity_routers_go_where_work_is_least():
         loads = pool(1, 1)
         loads[0].take(1.0, 0.0)
         assert set(counts(name, loads, 20)) == {"r1"}
+
+
+def test_least_work_weighs_what_a_replica_is_spared_against_the_wait_for_it():
+    router = make_router("wlc", random.Random(3))
+    loads = pool(1.0, 1.0)
+    key = RoutingKey(spared={"r1": 80.0})
+    assert router.choose(loads, key, 0.0, cost=100.0) is loads[1]
+    loads[1].take(79.0, 0.0)
+    assert router.choose(loads, key, 0.0, cost=100.0) is loads[1]
+    loads[1].take(2.0, 0.0)
+    assert router.choose(loads, key, 0.0, cost=100.0) is loads[0]
