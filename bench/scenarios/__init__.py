@@ -25,6 +25,7 @@ MODULES = {
     "relay": "bench.scenarios.relay",
     "stream": "bench.scenarios.stream",
     "failover": "bench.scenarios.failover",
+    "checkpoint": "bench.scenarios.checkpoint",
 }
 
 
