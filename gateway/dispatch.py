@@ -120,8 +120,11 @@ class Dispatcher:
     def add(self, request: TensorRequest, now: float) -> Refusal | None:
         """Queue a request that has just come, whose key says what may share a batch."""
         request.key = (request.key, request.version, None, None, None)
-        self._bind(request, now)
-        return self.queue.add(request, now)
+        if self._seating.used or self._tracks.channel is not None:
+            self._bind(request, now)  # else it is bound to nothing
+        if request.tenant:
+            return self.queue.add(request, now)
+        return self.queue.batcher.add(request, now)
 
     def replace(self, waiting: Sequence[TensorRequest], queue: Batcher[TensorRequest]) -> None:
         """Another queue, with what waits in the old one, oldest first."""

@@ -22,13 +22,13 @@ class Waiting:
     in the next plan's `dropped`."""
 
     def __init__(self, batcher: Batcher[TensorRequest], weight: Callable[[str], float]) -> None:
-        self._batcher = batcher
+        self.batcher = batcher
         self._outside: Anteroom[TensorRequest] = Anteroom(weight, self._size_of)
         self._dropped: list[TensorRequest] = []
         self.replicas = 1
 
     def __len__(self) -> int:
-        return len(self._batcher) + len(self._outside) + len(self._dropped)
+        return len(self.batcher) + len(self._outside) + len(self._dropped)
 
     def __contains__(self, request: TensorRequest) -> bool:
         """Whether it waits outside."""
@@ -36,27 +36,28 @@ class Waiting:
 
     @property
     def knobs(self) -> BatchingKnobs:
-        return self._batcher.knobs
+        return self.batcher.knobs
 
     @property
     def size(self) -> int:
-        return self._batcher.size
+        return self.batcher.size
 
     @property
     def limit(self) -> int:
-        return self._batcher.limit
+        return self.batcher.limit
 
     @property
     def _window(self) -> int:
-        return BATCHES * self._batcher.limit * max(1, self.replicas)
+        return BATCHES * self.batcher.limit * max(1, self.replicas)
 
     def replace(self, batcher: Batcher[TensorRequest]) -> None:
         """Another batcher; what was inside the old one is put back by the caller."""
-        self._batcher = batcher
+        self.batcher = batcher
 
     def add(self, request: TensorRequest, now: float) -> Refusal | None:
-        batcher, outside = self._batcher, self._outside
-        if not request.tenant or (not len(outside) and batcher.size < self._window):
+        """Of a tenant; what belongs to none goes to the batcher straight."""
+        batcher, outside = self.batcher, self._outside
+        if not len(outside) and batcher.size < self._window:
             return batcher.add(request, now)
         knobs = batcher.knobs
         if request.rows > knobs.max_batch_size or self._size_of(request) > batcher.limit:
@@ -76,10 +77,10 @@ class Waiting:
         if self._dropped and request in self._dropped:
             self._dropped.remove(request)
             return True
-        return self._outside.discard(request) or self._batcher.discard(request)
+        return self._outside.discard(request) or self.batcher.discard(request)
 
     def requeue(self, requests: Sequence[TensorRequest], now: float) -> None:
-        self._batcher.requeue(requests, now)
+        self.batcher.requeue(requests, now)
 
     def next(
         self,
@@ -91,7 +92,7 @@ class Waiting:
         accept: Callable[[Hashable], bool] | None = None,
         ahead: float = 0.0,
     ) -> Plan[TensorRequest]:
-        batcher = self._batcher
+        batcher = self.batcher
         guests = self._let_in(now) if len(self._outside) and free else ()
         plan = batcher.next(now, free=free, slots=slots, curve=curve, accept=accept, ahead=ahead)
         for place in guests:
@@ -105,13 +106,13 @@ class Waiting:
     def drained_in(self, now: float) -> float | None:
         """Seconds until what waits now has been sent, at the present pace."""
         if not len(self._outside):
-            return self._batcher.drained_in(now)
-        rate = self._batcher.departures.rate(now)
-        return (self._batcher.size + self._outside.size) / rate if rate > 0.0 else None
+            return self.batcher.drained_in(now)
+        rate = self.batcher.departures.rate(now)
+        return (self.batcher.size + self._outside.size) / rate if rate > 0.0 else None
 
     def _let_in(self, now: float) -> Sequence[Place[TensorRequest]]:
         """A batch's worth, by turns."""
-        batcher, guests = self._batcher, []
+        batcher, guests = self.batcher, []
         room = batcher.limit - batcher.size
         while room > 0 and (place := self._outside.next()) is not None:
             assert place.item is not None
@@ -121,5 +122,5 @@ class Waiting:
         return guests
 
     def _size_of(self, request: TensorRequest) -> int:
-        cost = self._batcher.knobs.cost
+        cost = self.batcher.knobs.cost
         return request.rows if cost is None else cost(request)

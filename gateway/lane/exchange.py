@@ -74,6 +74,7 @@ class Exchange:
         "phase",
         "query",
         "simple",
+        "tenant",
     )
 
     def __init__(
@@ -83,6 +84,8 @@ class Exchange:
         self.head = head
         self.method, self.path, self.query = head.method, head.path, head.query
         self.headers = head.headers
+        # Whose request it is; None where no key was asked for.
+        self.tenant: Tenant | None = head.tenant
         self.body = body
         self.arrived = arrived
         # For the connection. simple: nothing else is in flight and nothing special was asked for;
@@ -107,11 +110,6 @@ class Exchange:
             if known == name:
                 return value
         return None
-
-    @property
-    def tenant(self) -> Tenant | None:
-        """Whose request it is; None where no key was asked for."""
-        return self.head.tenant
 
     @property
     def peer(self) -> str:
