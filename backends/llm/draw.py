@@ -56,7 +56,7 @@ def _top(weights_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, most: int) -> Ten
         ):
             break
         count = min(count * 16, vocabulary)
-    index_B = torch.minimum(kept_B - 1, last_B)
+    index_B = torch.where(top_p_B < 1, torch.minimum(kept_B - 1, last_B), last_B)
     least_B = best_BK.gather(1, index_B[:, None])[:, 0]
     return torch.where((top_p_B < 1) | (limit_B <= count), least_B, 0.0)
 
