@@ -22,6 +22,7 @@ from backends import config as configuration
 from backends.config import ReplicaConfig
 from backends.errors import CannotListen, ConfigError
 from backends.events import EventLog
+from backends.llm.replica import LlmReplica
 from backends.tensor.replica import TensorReplica
 
 EXAMPLE = """\
@@ -114,13 +115,17 @@ def _keep_for_good() -> None:
     gc.freeze()
 
 
-async def _serve(config: ReplicaConfig, address: str) -> TensorReplica:
+async def _serve(config: ReplicaConfig, address: str) -> TensorReplica | LlmReplica:
     events = EventLog(sys.stderr.buffer, model=config.model, pid=os.getpid())
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    replica = TensorReplica(config, events, imported=_keep_for_good)
+    kinds: dict[str, type[TensorReplica] | type[LlmReplica]] = {
+        "tensor": TensorReplica,
+        "llm": LlmReplica,
+    }
+    replica = kinds[config.kind](config, events, imported=_keep_for_good)
     address = await replica.server.listen(address)
     events("listening", address=address)
     replica.start()

@@ -67,6 +67,8 @@ _CLASS = _Key(
     lambda value: value if _text(value) and re.fullmatch(r"[\w.]+:\w+", value) else None,
 )
 _TABLE = _Key("a table", lambda value: dict(value) if isinstance(value, dict) else None)
+_FLAG = _Key("true or false", lambda value: value if isinstance(value, bool) else None)
+_MEMORY = _Key('bytes, such as "4 GiB"', _bytes)
 _SIZE = _Key('bytes a second, such as 200000000 or "200 MiB", 0 for no limit', _bytes)
 
 
@@ -80,7 +82,9 @@ class ReplicaConfig:
 
     path: Path
     model: str = _key(_NAME, "what clients ask for")
-    kind: str = _key(_choice("tensor"), "what is served", default="tensor")
+    kind: str = _key(
+        _choice("tensor", "llm"), "what is served: batches of tensors, or text", default="tensor"
+    )
     run: str | None = _key(
         _PLACE, "the trainer's run: a folder, or a place on an object store", default=None
     )
@@ -112,6 +116,35 @@ class ReplicaConfig:
     slots: int = _key(_whole(1, 64), "batches that a gateway may send at a time", default=2)
     max_intake: int = _key(
         _whole(1, 10_000_000), "rows that may wait; more are refused with 429", default=4096
+    )
+    weights: str = _key(
+        _choice("auto", "bf16", "fp16", "fp32", "int8"),
+        "llm: what its weights are computed as; auto: as they were trained",
+        default="auto",
+    )
+    pages: int | None = _key(
+        _whole(2, 2**31 - 1), "llm: pages of its KV cache; or give `kv_bytes`", default=None
+    )
+    kv_bytes: int | None = _key(
+        _MEMORY, "llm: size of its KV cache; left out, a part of what is free", default=None
+    )
+    page_size: int = _key(_whole(1, 1024), "llm: tokens of a page", default=16)
+    max_running: int = _key(
+        _whole(1, 65_536), "llm: answers that are generated together", default=64
+    )
+    max_waiting: int = _key(
+        _whole(1, 10_000_000), "llm: requests that may wait; more are refused", default=1024
+    )
+    token_budget: int = _key(
+        _whole(1, 1_000_000), "llm: tokens of one step, prompts and answers together", default=2048
+    )
+    isolate: bool = _key(
+        _FLAG, "llm: tenants share no cached prompts, so none can time another's", default=False
+    )
+    finish_s: float = _key(
+        _number(0, 86_400),
+        "llm: how long answers keep the version that they began with after it was replaced",
+        default=60.0,
     )
     versions: int = _key(
         _whole(1, 16), "versions kept live after probation, for pins and rollback", default=1
@@ -146,6 +179,14 @@ class ReplicaConfig:
         return (self.path.resolve().parent / Path(value).expanduser()).resolve()
 
 
+# Keys that have a meaning for one kind of replica only.
+_OF_KIND = {
+    "tensor": {"class", "config", "code", "slots", "max_intake"},
+    "llm": {
+        "weights", "pages", "kv_bytes", "page_size", "max_running", "max_waiting", "token_budget",
+        "isolate", "finish_s",
+    },
+}  # fmt: skip
 _FIELDS = {
     item.metadata["name"] or item.name: item for item in fields(ReplicaConfig) if item.metadata
 }
@@ -229,6 +270,13 @@ def _check(config: ReplicaConfig, raw: Mapping[str, Any], text: str) -> None:
     def wrong(key: str, expected: str) -> ConfigError:
         return ConfigError(config.path, key, expected, line=_line_of(text, key))
 
+    for kind, keys in _OF_KIND.items():
+        for key in keys & raw.keys() if config.kind != kind else ():
+            raise wrong(key, f'has a meaning only with kind = "{kind}"')
+    if config.kind == "llm" and config.run is None:
+        raise wrong("run", "missing; a language model is served from a channel of a run")
+    if config.pages is not None and config.kv_bytes is not None:
+        raise wrong("kv_bytes", "give either it or pages")
     if (config.run is None) == (config.class_ is None):
         expected = 'expected either "run" (with "channel" and "code") or "class" (with "config")'
         raise wrong("run" if config.run else "class", expected)

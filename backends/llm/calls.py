@@ -130,7 +130,9 @@ class Calls:
         for live in [live for key, live in self._live.items() if key[0] is connection]:
             self._drop(live)
 
-    def fail_all(self, error: BackendError) -> None:
+    def close(self, error: BackendError) -> None:
+        """What is still owed ends with `error`; nothing more is prepared."""
+        self._preparation.close()
         for live in list(self._live.values()):
             self._fail(live, error)
 

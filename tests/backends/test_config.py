@@ -45,7 +45,7 @@ def test_the_example_is_good():
         (STATIC + "threads = true", ["a whole number"]),
         (STATIC + 'slots = "2"', ["slots", "got '2'"]),
         (STATIC + "probation_s = -1", ["probation_s", "a number from 0"]),
-        (STATIC + 'kind = "llama"', ["kind", "one of tensor"]),
+        (STATIC + 'kind = "llama"', ["kind", "one of tensor, llm"]),
         (STATIC + 'device = "tpu"', ["device", "cuda"]),
         (STATIC + "max_intake = nan", ["max_intake", "whole number"]),
         (STATIC + 'load_bytes_per_second = "fast"', ["load_bytes_per_second", "200 MiB"]),
