@@ -1,4 +1,4 @@
-"""The command `python -m backends`: one replica as a process.
+"""The command `python -m backends`: one replica as a process, and `import`, which feeds it.
 
 Owns the process: its arguments, its signals, its event loop. Exit status 0 after SIGTERM or SIGINT,
 1 when the device is lost, 2 when the file or the address cannot be used.
@@ -22,6 +22,7 @@ from backends import config as configuration
 from backends.config import ReplicaConfig
 from backends.errors import CannotListen, ConfigError
 from backends.events import EventLog
+from backends.importing import command as importing
 from backends.llm.replica import LlmReplica
 from backends.tensor.replica import TensorReplica
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded: threads of a product that wait by spinning take the cores from those
     # that serve.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if options.verb == "import":
+        return importing.run_import(options)
     try:
         config = configuration.load(options.file, os.environ, options.set)
         return _run(config, options.listen)
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of FILE"
     )
+    importing.add_parser(verbs)
     return parser
 
 

@@ -1,0 +1,116 @@
+"""Writes a `Material` as a committed step of a run, and publishes it.
+
+Owns the order (room, shards, small files, commit, channel) and the cast of dtypes. Invariant: one
+shard is in memory at a time; a step appears only when all of it is on the disk and finite.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.checkpoint import ChannelRecord, Part, Run, Staging, commit, publish
+from backends.importing.material import ImportFailed, Material
+from backends.llm.network_weights import EMBEDDING, HEAD, shapes
+from backends.models.config import DecoderConfig
+
+CLASS = "backends.models.decoder:Decoder"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Of one file: a shard is in memory while it is written.
+SHARD_BYTES = 2 << 30
+
+# Called as tensors are written, with the bytes of each.
+Progress = Callable[[int], None]
+
+
+def deposit(
+    material: Material,
+    run: Run,
+    *,
+    channel: str = "stable",
+    dtype: str = "bf16",
+    progress: Progress = lambda _: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> ChannelRecord:
+    """The channel's record of the new version, the run's next step.
+
+    Raises ImportFailed when the source does not fit, a CheckpointError or OSError when it cannot be
+    written; the run is then as it was.
+    """
+    decoder = material.decoder()
+    step = max(run.steps(), default=-1) + 1
+    staging = Staging(run, step, f"import{os.getpid()}", 0)
+    staging.create()
+    try:
+        parts = _write(material, decoder, staging, DTYPES[dtype], progress, shard_bytes)
+        model = {"class": CLASS, "config": _config(material, DTYPES[dtype])}
+        expected: dict[str, tuple[Sequence[int], torch.dtype]] = {
+            name: (shape, DTYPES[dtype]) for name, shape in shapes(decoder).items()
+        }
+        ties = {HEAD: EMBEDDING} if decoder.tied else {}
+        expected |= {alias: expected[name] for alias, name in ties.items()}
+    except BaseException:
+        staging.discard()
+        raise
+    commit(staging, parts, ranks=1, model=model, expected=expected, position=0, ties=ties)
+    return publish(run, channel, step)
+
+
+def total_bytes(material: Material, dtype: str) -> int:
+    return sum(math.prod(s) for s in shapes(material.decoder()).values()) * DTYPES[dtype].itemsize
+
+
+def _write(
+    material: Material,
+    decoder: DecoderConfig,
+    staging: Staging,
+    dtype: torch.dtype,
+    progress: Progress,
+    shard_bytes: int,
+) -> list[Part]:
+    files = _planned(decoder, dtype, shard_bytes)
+    parts = []
+    for index, names in enumerate(files):
+        tensors = {}
+        for name in names:
+            tensors[name] = _cast(name, material.read(name), dtype)
+            progress(tensors[name].nbytes)
+        parts.append(staging.write_shard(index, len(files), tensors))
+    for name, data in material.files.items():
+        parts.append(staging.write_file(f"model/{name}", data))
+    return parts
+
+
+def _planned(decoder: DecoderConfig, dtype: torch.dtype, limit: int) -> list[list[str]]:
+    files: list[list[str]] = [[]]
+    room = limit
+    for name, shape in shapes(decoder).items():
+        size = math.prod(shape) * dtype.itemsize
+        if files[-1] and size > room:
+            files.append([])
+            room = limit
+        files[-1].append(name)
+        room -= size
+    return files
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if not bool(cast.isfinite().all()):
+        told = "holds values that are no finite numbers"
+        if bool(tensor.isfinite().all()):
+            told = f"does not fit {dtype}; use --dtype bf16"
+        raise ImportFailed(f"tensor {name} {told}")
+    return cast
+
+
+def _config(material: Material, dtype: torch.dtype) -> dict[str, Any]:
+    name = str(dtype).removeprefix("torch.")
+    config = {key: value for key, value in material.config.items() if value is not None}
+    config.pop("torch_dtype", None)
+    return config | {"dtype": name}
