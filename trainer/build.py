@@ -92,7 +92,23 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
     except ValueError as error:
         raise loaded.error("sync.method", str(error)) from error
     definition = define(config.model, root, config.seed, config.lora)
+    _refuse_source(loaded, definition)
     return Session(loaded, mesh, definition, open_data(config.data, root))
+
+
+def _refuse_source(loaded: Loaded, definition: Definition) -> None:
+    """A run may go on from a version that was imported into it, if that stays where it is."""
+    source, config = definition.source, loaded.config
+    if source is None or source.run is None or source.run.resolve() != config.folder.resolve():
+        return
+    if not source.pinned:
+        raise loaded.error(
+            "model.init", f'is this run: name the step, "{config.run}@{source.step}"'
+        )
+    every = config.checkpoint.keep_every
+    if every is None or source.step % every:
+        fix = f"step {source.step} of this run must stay, as model.init names it"
+        raise loaded.error("checkpoint.keep_every", f"{fix}; set this to a number that divides it")
 
 
 def build_loop(
@@ -167,7 +183,7 @@ def build_commits(
         _prober(session, reporter) if world.leads and config.probe else None,
         # Never used before in this run, also not by a process that died.
         attempt=world.leader(lambda: f"{world.place.restarts}_{uuid.uuid4().hex[:8]}"),
-        parent=start.hash,
+        parent=start.parent,
         publisher=Publisher(session.run, session.loaded.config) if world.leads else None,
     )
     return Commits(committer, reporter, start.version, config.on_failure)

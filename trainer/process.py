@@ -16,7 +16,7 @@ from backends.checkpoint import CheckpointError
 from trainer.build import Session, build_loop, prepare
 from trainer.config import Loaded
 from trainer.elastic import Place, Stop, World, choose_device, join
-from trainer.errors import TrainerError
+from trainer.errors import RunMismatch, TrainerError
 from trainer.lock import RunLock
 from trainer.loop import Ending
 from trainer.metrics import Journal, Live, Plain, Reporter, View, show
@@ -66,6 +66,11 @@ def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
 def _train(session: Session, world: World, stop: Stop) -> int:
     run = session.run
     start = world.leader(lambda: choose(run, session.model))
+    if start.parent is not None and start.hash is None and session.definition.source is None:
+        raise RunMismatch(
+            f"{run.root} holds weights that were imported, and the configuration does not start "
+            f'from them; set model.init = "{run.root}@{start.step}", or start anew with run=FOLDER'
+        )
     if start.hash is not None:
         world.leader(lambda: check_lineage(run.folder(start.step), session.lineage))
     reporter = _reporter(session, world, start)

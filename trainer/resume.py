@@ -29,13 +29,15 @@ BROKEN = ".broken-"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where training begins; step 0 without a hash where there is nothing to go on from."""
+    """Where training begins; without a hash where there is nothing to go on from, although a
+    version may be there that was imported: `parent` is its hash."""
 
     step: int = 0
     position: int = 0
     hash: str | None = None
     version: str | None = None
     notes: tuple[str, ...] = ()
+    parent: str | None = None
 
 
 def choose(run: Run, model: Mapping[str, Any]) -> Start:
@@ -57,7 +59,11 @@ def choose(run: Run, model: Mapping[str, Any]) -> Start:
         _refuse_other(run, manifest, model)
         if notes:
             notes.append(f"going on from {manifest.version} instead")
-        return Start(step, manifest.position, manifest.hash, manifest.version, tuple(notes))
+        if not any(file.startswith("state/") for file in manifest.files):
+            # Imported: weights to begin with (`model.init`), and nothing to go on from.
+            return Start(step, 0, None, None, tuple(notes), manifest.hash)
+        at, hash = manifest.position, manifest.hash
+        return Start(step, at, hash, manifest.version, tuple(notes), hash)
     if notes:
         notes.append("no whole checkpoint is left: starting from the beginning")
     return Start(notes=tuple(notes))

@@ -39,6 +39,9 @@ class Source:
     config: Mapping[str, Any]
     name: str = ""
     _files: list[Path] = field(default_factory=list)
+    run: Path | None = None
+    step: int = 0
+    pinned: bool = False  # whether the step was named
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,9 +137,9 @@ def _published(folder: Path, which: str | None, text: str) -> Source:
     except CheckpointError as error:
         raise BadPlugin(f"model.init: {text}: {error}") from error
     inside = run.folder(step) / "model"
-    return Source(
-        inside, str(manifest.model["class"]), manifest.model["config"], text, _weights(inside)
-    )
+    model, pinned = manifest.model, which is not None and which.isdigit()
+    files = _weights(inside)
+    return Source(inside, str(model["class"]), model["config"], text, files, folder, step, pinned)
 
 
 def _weights(folder: Path) -> list[Path]:
