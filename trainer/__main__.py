@@ -19,6 +19,7 @@ from trainer import commands
 from trainer.config import describe, load
 from trainer.errors import TrainerError
 from trainer.lifeline import end_with_launcher
+from trainer.server import commands as server_commands
 
 EXAMPLES = """\
 train, alone or on two ranks; the same command goes on where it was interrupted:
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         usage="python -m trainer CONFIG [KEY=VALUE ...] [--dry-run [--ranks N]]\n"
+        f"       python -m trainer {'|'.join(server_commands.VERBS)} CONFIG [KEY=VALUE ...]\n"
         f"       python -m trainer {'|'.join(commands.VERBS)} RUN ...",
         description="Trains a model, commits verified checkpoints and publishes them to a channel.",
         epilog=f"{EXAMPLES}{verbs}\n\nkeys of CONFIG (a TOML file):\n{describe()}",
@@ -56,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     if argv and argv[0] in commands.VERBS:
         return commands.main(argv)
+    if argv and argv[0] in server_commands.VERBS:
+        return server_commands.main(argv)
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     if arguments.ranks is not None and (not arguments.dry_run or arguments.ranks < 1):

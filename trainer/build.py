@@ -147,7 +147,7 @@ def build_loop(
         stop=stop,
         reporter=reporter,
         align=state.align_buffers if mesh.plan.data_ranks > 1 else lambda: None,
-        check=_gate_check(session.loaded),
+        check=gate_check(session.loaded),
     )
     return Loop(config, parts, world.device, rank)
 
@@ -209,7 +209,7 @@ def _prober(session: Session, reporter: Reporter) -> Prober | None:
     return Prober(model, inputs)
 
 
-def _gate_check(loaded: Loaded) -> Callable[[Reading], None]:
+def gate_check(loaded: Loaded) -> Callable[[Reading], None]:
     """Refuses a gate on metrics that the model does not report, at the first step, not the last."""
 
     def check(reading: Reading) -> None:

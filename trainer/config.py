@@ -31,7 +31,7 @@ from trainer.config_source import (
     text,
     whole,
 )
-from trainer.config_sync import SyncConfig, contradictions
+from trainer.config_sync import SyncConfig, contradictions, misfits
 from trainer.errors import ConfigError, Problem
 from trainer.gate import Gate
 
@@ -269,6 +269,7 @@ class Loaded:
 
     config: TrainConfig
     path: Path
+    overrides: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -287,7 +288,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) 
     except (OSError, UnicodeDecodeError) as error:
         wrong = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise ConfigError([Problem(str(path), None, "", wrong)]) from error
-    return Loaded(parse(content, path, environ, overrides), path)
+    return Loaded(parse(content, path, environ, overrides), path, tuple(overrides))
 
 
 def parse(
@@ -321,8 +322,7 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
     yield from _pipeline(config, tree)
     yield from contradictions(config.sync, tree.get("sync", {}))
-    if config.sync.method == "accumulate" and config.steps % config.sync.every:
-        yield "sync.every", f"steps = {config.steps} is no multiple: the last would be lost"
+    yield from misfits(config.sync, config.steps, config.data.batch_size)
     if config.publish.require and config.publish.channel is None:
         yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
     every, commits = config.publish.every, config.checkpoint.every

@@ -14,6 +14,8 @@ from trainer.config_source import BOOLEAN, choice, key, number, text, whole
 
 ADDRESS = text('a host and a port, such as "127.0.0.1:7400"', r"[^\s:]+:\d{1,5}")
 
+# Contributions that a server may hold until their rounds are whole.
+ROUNDS = 512
 # Which keys have an effect with which method.
 _METHODS = {
     "every": ("accumulate", "server"),
@@ -82,6 +84,12 @@ class SyncConfig:
     )
 
     @property
+    def round_parts(self) -> int:
+        """Tickets in a round: one for each worker, unless gradients may be applied as they come."""
+        alone = self.carries == "gradients" and self.staleness != 0
+        return self.parts or (1 if alone else max(1, self.workers))
+
+    @property
     def carries(self) -> str:
         return self.carry or ("gradients" if self.method == "server" else "parameters")
 
@@ -109,3 +117,17 @@ def contradictions(config: SyncConfig, written: Mapping[str, Any]) -> Iterator[t
         yield "sync.overlap", f"expected less than sync.every = {config.every}"
     if "blend" in written and not config.overlap:
         yield "sync.blend", "has a meaning only with sync.overlap above 0"
+
+
+def misfits(config: SyncConfig, steps: int, batch: int) -> Iterator[tuple[str, str]]:
+    """What does not go with the length of the run and the size of a batch."""
+    rounds = config.method == "accumulate" or (config.method == "server" and not config.scale_steps)
+    if rounds and steps % config.every:
+        yield "sync.every", f"steps = {steps} is no multiple: the last would be lost"
+    if config.method != "server":
+        return
+    parts, whole = config.round_parts, config.carries == "gradients" or not config.staleness
+    if batch % parts:
+        yield "sync.parts", f"data.batch_size = {batch} is no multiple of {parts}"
+    if whole and parts > 1 and not 0 <= config.staleness < ROUNDS // parts:
+        yield "sync.staleness", f"with parts = {parts} expected 0 to {ROUNDS // parts - 1}"

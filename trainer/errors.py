@@ -78,6 +78,12 @@ class Diverged(TrainerError):
     code = "diverged"
 
 
+class WorkersFailed(TrainerError):
+    """A server has no workers left, and starting others does not help."""
+
+    code = "workers_failed"
+
+
 class StateFailed(TrainerError):
     """The resume state could not be written or read; every rank hears which one failed first."""
 

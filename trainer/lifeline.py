@@ -13,11 +13,13 @@ import sys
 from collections.abc import Mapping
 
 _PR_SET_PDEATHSIG = 1
+PARENT = "PENSTOCK_PARENT"
 
 
 def end_with_launcher(environ: Mapping[str, str]) -> None:
-    """Under torchrun: be killed when it is. Call it first: a rank may hang while it starts."""
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in environ:
+    """Under torchrun, or started by a server (which says so by PARENT): be killed when it is. Call
+    it first: a rank may hang while it starts."""
+    if sys.platform != "linux" or not {"TORCHELASTIC_RUN_ID", PARENT} & environ.keys():
         return
     launcher = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

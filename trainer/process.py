@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -40,15 +40,7 @@ def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
     """Returns the process's exit status. Raises TrainerError or CheckpointError."""
     place = Place.of(environ)
     session = prepare(loaded, place.ranks)
-    try:
-        device = choose_device(loaded.config.device, place)
-    except ValueError as error:
-        raise loaded.error("device", str(error)) from error
-    if loaded.config.deterministic:
-        # cuBLAS asks for this before the device is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
-        torch.set_deterministic_debug_mode("error")
+    device = _device(loaded, place)
     stop = Stop()
     stop.listen()
     world = join(place, device, environ)
@@ -96,7 +88,7 @@ def _go(session: Session, world: World, start: Start, stop: Stop, reporter: Repo
         reporter.event("nothing_to_do", text, step=start.step)
         ending = Ending(start.step, start.position, start.version, {}, False, 0.0)
     else:
-        ending = build_loop(session, world, start, stop, reporter).run(start)
+        ending = _run(session, world, start, stop, reporter)
     if ending.stopped:
         text = f"stopped; {ending.version} is committed, and the same command goes on from there"
         reporter.event("stop", text, step=ending.step, version=ending.version)
@@ -105,6 +97,35 @@ def _go(session: Session, world: World, start: Start, stop: Stop, reporter: Repo
     if world.leads:
         _conclude(session, start, ending, reporter)
     return 0
+
+
+def _run(session: Session, world: World, start: Start, stop: Stop, reporter: Reporter) -> Ending:
+    if session.loaded.config.sync.method == "server":
+        from trainer.server.process import serve
+
+        return serve(session, world, start, stop, reporter)
+    return build_loop(session, world, start, stop, reporter).run(start)
+
+
+def alone(loaded: Loaded, act: Callable[[Session, World], int]) -> int:
+    """Acts on one device, with no rank beside this one, and without the run's lock."""
+    session, place = prepare(loaded, 1), Place()
+    device = _device(loaded, place)
+    return act(session, World(place, device, None))
+
+
+def _device(loaded: Loaded, place: Place) -> torch.device:
+    """This rank's, set up as the configuration wants it."""
+    try:
+        device = choose_device(loaded.config.device, place)
+    except ValueError as error:
+        raise loaded.error("device", str(error)) from error
+    if loaded.config.deterministic:
+        # cuBLAS asks for this before the device is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
+        torch.set_deterministic_debug_mode("error")
+    return device
 
 
 def _reporter(session: Session, world: World, start: Start) -> Reporter:

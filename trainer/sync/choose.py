@@ -18,7 +18,12 @@ from trainer.sync.method import Gradients, Method
 
 def refuse_mesh(config: SyncConfig, plan: MeshPlan) -> None:
     """Raises ValueError where the method cannot work on the mesh, saying which one it needs."""
-    if config.method in ("gradients", "server") or plan.ranks == 1:
+    if config.method == "server" and plan.ranks > 1:
+        raise ValueError(
+            "a server is one process: start it without torchrun; it starts sync.workers itself, "
+            "and others join by python -m trainer worker CONFIG"
+        )
+    if config.method == "gradients" or plan.ranks == 1:
         return
     several = "set parallel.dp_replicate = -1 and parallel.dp_shard = 1"
     if plan.dp_replicate == 1:
