@@ -88,7 +88,7 @@ class Model:
             loop=loop,
             weight=weight,
         )
-        self.calls = CallPool(self, config, loop=loop, rng=rng)
+        self.calls = CallPool(self, config, loop=loop, rng=rng, weight=weight)
 
     # ---------------------------------------------------------------------------------- requests
 

@@ -8,11 +8,9 @@ and what waits in it is looked at whenever a replica may have become free.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import random
 import time
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gateway.config import ModelConfig
@@ -22,6 +20,7 @@ from gateway.generation.measures import CallMeasures
 from gateway.generation.seen import Seen
 from gateway.measures import Family
 from gateway.policy.breaker import Outcome, State, usable
+from gateway.policy.fairness import FairQueue
 from gateway.policy.prefix import PrefixMemory
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
 from gateway.policy.routing import Router, make_router
@@ -53,6 +52,7 @@ class CallPool:
         *,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
         self.name, self.loop, self._rng, self._model = config.name, loop, rng, model
         self.measures, self.calls = model.measures, CallMeasures()
@@ -61,18 +61,20 @@ class CallPool:
         self.memory = PrefixMemory()
         self._budget = RetryBudget()
         self._live: set[LiveCall] = set()
-        self._waiting: list[tuple[int, int, LiveCall]] = []  # a heap: priority, age
-        self._turn = count()
+        self._weight = weight
+        self._waiting: FairQueue[LiveCall] = FairQueue(config.max_queue, weight)
         self._seen: dict[str, Seen] = {}
         self._serving: list[Seen] = []
         self._unserved_since = float("-inf")
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
-        self.config: ModelConfig
+        self.config = config
         self.router: Router
         self.reconfigure(config)
 
     def reconfigure(self, config: ModelConfig) -> None:
+        if config.max_queue != self.config.max_queue:
+            self._resize(config.max_queue)
         self.config, keys = config, config.generation
         self.router = make_router(config.routing, self._rng)
         self._policy = RetryPolicy(retries=config.retries)
@@ -83,6 +85,12 @@ class CallPool:
             SENT: longest if keys.first_ms is None else keys.first_ms / 1e3,
             ANSWERING: keys.idle_ms / 1e3,
         }
+
+    def _resize(self, most: int) -> None:
+        """Another bound; what waits keeps its order, and what finds no room is refused."""
+        old, self._waiting = self._waiting, FairQueue(most, self._weight)
+        while (call := old.pop()) is not None:
+            self._wait(call)
 
     @property
     def versions(self) -> Sequence[str]:
@@ -102,7 +110,7 @@ class CallPool:
 
     @property
     def waiting(self) -> int:
-        return sum(call.phase == SEATING for call in self._live)
+        return len(self._waiting)
 
     # ------------------------------------------------------------------------------ for its calls
 
@@ -124,16 +132,24 @@ class CallPool:
 
     def seat(self, call: LiveCall, now: float) -> Attempt | GatewayError | None:
         """Its next attempt; None: it waits, and `seek` is called again; or why there is none."""
-        if self._waiting and not self._pumping:
+        if len(self._waiting) and not self._pumping:
             self._pump_soon()  # it queues behind those that came before
         elif (found := self._choose(call, now)) is not None:
             return found
         if not self._serving and now - self._unserved_since > FAILOVER_S:
             return NoReplica(self._model.reason(), retry_after=1.0)
-        if len(self._waiting) >= self.config.max_queue:
-            return Shed(f"model {self.name!r}: its queue is full", retry_after=1.0)
-        heapq.heappush(self._waiting, (-call.priority, next(self._turn), call))
+        if not self._pumping:
+            self._wait(call)
         return None
+
+    def _wait(self, call: LiveCall) -> None:
+        """By turns between tenants, by what they have used. Who is full has somebody refused."""
+        # Who was sent before has paid for it.
+        cost = 0.0 if call.tried else self.work.cost(call.estimate)
+        refused = self._waiting.push(call, call.tenant, cost, priority=call.priority)
+        if refused is not None:
+            why = f"model {self.name!r}: its queue is full"
+            refused.refuse(Shed(why, retry_after=1.0))
 
     def _choose(self, call: LiveCall, now: float) -> Attempt | None:
         able, panic = usable(self._serving, len(self._model.replicas), now)
@@ -213,18 +229,26 @@ class CallPool:
             self.work.ended(call.estimate, call.usage, attempt.promised)
             self.measures.by_replica[replica.name, attempt.version] += 1
             self.calls.ended(call.surface, call.usage)
+            self._settle(call)
             queued, ran = attempt.sent - call.began, now - attempt.sent
             self.measures.statistics.called(attempt.version, queued, ran, time.time())
         if self._tracks.channel is not None and outcome is not Outcome.NEUTRAL:
             version = attempt.version or call.version or replica.status.version
             self.measures.compared(version, [not ok], _pace(now - attempt.sent, call.usage))
         replica.settled()
-        if self._waiting:
+        if len(self._waiting):
             self._pump_soon()
+
+    def _settle(self, call: LiveCall) -> None:
+        """Its tenant pays in turns for what was computed, not for what was guessed."""
+        usage = call.usage
+        used = max(0, usage.prompt - usage.cached) + self.work.weight * usage.completion
+        self._waiting.settle(call.tenant, used - self.work.cost(call.estimate))
 
     def left(self, call: LiveCall, how: str) -> None:
         measures, now = self.measures, self.loop.time()
         self._live.discard(call)
+        self._waiting.discard(call)
         if how == "done":
             measures.done += 1
             measures.latency.observe(now - call.began)
@@ -244,33 +268,35 @@ class CallPool:
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Let what waits look for a replica again: higher priorities first, then older ones."""
+        """Let what waits look for a replica again: whose turn it is first."""
         now, self._due, self._pumping = self.loop.time(), False, True
-        waiting, self._waiting = self._waiting, []
-        looks = LOOKED_AT
-        while waiting and looks:
-            _, _, call = heapq.heappop(waiting)
-            if call in self._live and call.phase == SEATING:
-                call.seek(now)
-                looks -= 1
-                if call.phase == SEATING and call.version is call.track is None:
+        missed = []
+        for _ in range(LOOKED_AT):
+            place = self._waiting.take()
+            if place is None:
+                break
+            call = place.item
+            assert call is not None
+            call.seek(now)
+            if call.phase == SEATING:
+                missed.append(place)
+                if call.version is call.track is None:
                     break  # what this one cannot have, the others cannot
-        for entry in waiting:
-            heapq.heappush(self._waiting, entry)
+        for place in missed:
+            self._waiting.put_back(place)
         self._pumping = False
 
     def _on_tick(self) -> None:
         now = self.loop.time()
         for call in list(self._live):
             call.look(now)
-        if self._waiting:
+        if len(self._waiting):
             # The clock may have brought a breaker's probe, the end of a penalty or of hope.
             self._pump()
         if self._live:
             self._tick = self.loop.call_later(TICK_S, self._on_tick)
         else:
             self._tick = None
-            self._waiting.clear()  # they have all ended
 
     # ----------------------------------------------------------------------------------- changes
 
@@ -297,7 +323,7 @@ class CallPool:
         self._tracks.update([each.replica for each in serving])
         if self._model.ready:
             self._end_unpinnable()
-        if self._waiting:
+        if len(self._waiting):
             self._pump_soon()
 
     def _end_unpinnable(self) -> None:
@@ -321,7 +347,6 @@ class CallPool:
         """End every call."""
         for call in list(self._live):
             call.abandon(error)
-        self._waiting.clear()
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None

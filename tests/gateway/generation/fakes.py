@@ -8,13 +8,15 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from gateway.config import parse
+from gateway.auth import Gate
+from gateway.config import GatewayConfig, parse
 from gateway.fleet import Fleet
 from gateway.generation.generate import acts
 from gateway.generation.socket import opener
 from gateway.lane import Handler, Lane, Limits
 from gateway.model import Model
 from gateway.oip import OipSurface
+from gateway.tenants import Tenants
 from gateway.ws import WebSocketSurface
 from tests.gateway.fake_llm import FakeLLM
 from tests.gateway.relay.fakes import Client, Reply, until
@@ -39,6 +41,15 @@ class Gateway:
             or self.oip.resolve(method, path)
             or self.sockets.resolve(method, path)
         )
+
+    def admit(self, tenants: Tenants, config: GatewayConfig) -> None:
+        """Ask for keys, where there are some."""
+        self.tenants = tenants
+        tenants.apply(config.keys, 1)
+        relay = self.fleet.http.surface
+        gate = Gate(tenants, route=relay.public, openai=relay.openai)
+        gate.apply(config.keys)
+        self.lane.guard = gate if gate.closed else None
 
     @property
     def url(self) -> str:
@@ -93,15 +104,19 @@ async def serving(
         for n, fake in enumerate(fakes)
     )
     loop = asyncio.get_running_loop()
+    config = parse(text + more, Path("/srv/serve.toml"), {})
+    tenants = Tenants(loop.time)
     fleet = Fleet(
-        parse(text + more, Path("/srv/serve.toml"), {}),
+        config,
         tmp_path,
         gateway="test",
         switch=lambda op, model, done: done(None),
         loop=loop,
         rng=random.Random(1),
+        weight=tenants.weight,
     )
     gateway = Gateway(fleet)
+    gateway.admit(tenants, config)
     server = await loop.create_server(gateway.lane.protocol, "127.0.0.1", 0)
     gateway.port = server.sockets[0].getsockname()[1]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -306,12 +307,14 @@ async def test_a_full_queue_is_refused_and_a_free_slot_takes_the_most_urgent(tmp
             fields = f"x-priority: {priority}\r\nx-request-id: {number}\r\n"
             replies.append(await gateway.post(ASK, fields=fields, complete=False))
             await until(lambda n=number: gateway.counters()["live"] == n + 1)
-        refused = await gateway.post(ASK)
-        assert (refused.status, refused.header("retry-after")) == (429, "1")
+        replies.append(await gateway.post(ASK, fields="x-request-id: 5\r\n", complete=False))
+        # The least urgent of those that wait makes room.
+        await until(lambda: replies[3].complete)
+        assert (replies[3].status, replies[3].header("retry-after")) == (429, "1")
         for _ in replies:
             step.release()
         await until(lambda: all(reply.complete for reply in replies))
-        assert [call.meta.request_id for call in fake.calls] == ["0", "1", "4", "2", "3"]
+        assert [call.meta.request_id for call in fake.calls] == ["0", "1", "4", "2", "5"]
 
 
 async def test_a_model_that_is_unloaded_removed_or_away_says_so(tmp_path):
@@ -365,3 +368,23 @@ async def test_a_call_that_replicas_die_of_is_tried_no_third_time(tmp_path):
         reply = await gateway.post(ASK)
         assert (reply.status, reply.header("x-should-retry")) == (502, "false")
         assert sum(len(fake.calls) for fake in fakes) == 2
+
+
+async def test_a_smaller_queue_refuses_what_finds_no_room_and_keeps_the_rest(tmp_path):
+    step = asyncio.Semaphore(0)
+
+    async def script(call):
+        await step.acquire()
+        call.whole(completion("ok"))
+
+    fake = FakeLLM(tmp_path / "a", script)
+    fake.slots = 2
+    async with serving(tmp_path, fake) as gateway:
+        replies = [await gateway.post(ASK, complete=False) for _ in range(6)]
+        await until(lambda: gateway.model.status()["waiting"] == 4)
+        gateway.model.reconfigure(replace(gateway.model.config, max_queue=1))
+        await until(lambda: sum(reply.complete for reply in replies) == 3)
+        for _ in replies:
+            step.release()
+        await until(lambda: all(reply.complete for reply in replies))
+        assert sorted(reply.status for reply in replies) == [200, 200, 200, 429, 429, 429]
