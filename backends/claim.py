@@ -25,6 +25,7 @@ from backends.checkpoint import (
 )
 from backends.errors import BackendError, ModelFailed
 from backends.reload import Failure, LoadFailed, Target
+from backends.tiers import NoRoom
 
 T = TypeVar("T")
 
@@ -68,6 +69,8 @@ def _failure(error: BaseException) -> Failure:
         return Failure.CANCELLED
     if isinstance(error, Corrupt | Incomplete | BadRecord | WrongWeights):
         return Failure.CORRUPT
+    if isinstance(error, NoRoom):
+        return Failure.CROWDED if error.alone else Failure.TRANSIENT
     if isinstance(error, Quarantined | BackendError):
         return Failure.REFUSED
     if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError | CheckpointError):
@@ -76,6 +79,6 @@ def _failure(error: BaseException) -> Failure:
 
 
 def reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointError | BackendError):
+    if isinstance(error, CheckpointError | BackendError | NoRoom):
         return str(error)
     return ModelFailed.raised(error).message

@@ -167,6 +167,16 @@ class ReplicaConfig:
     load_bytes_per_second: int = _key(
         _SIZE, "bandwidth of loads beside traffic; 0 is no limit", default=2**29
     )
+    memory: int | None = _key(
+        _Key('bytes, such as "4 GiB"', _bytes),
+        "tensor: what weights of all live versions may take on the device; left out, what is free",
+        default=None,
+    )
+    tier: str = _key(
+        _choice("auto", "beside", "exchange", "process"),
+        "tensor: where a new version is loaded: on the device, on the host, in a new process",
+        default="auto",
+    )
     drain_s: float = _key(
         _number(0, 3600), "how long SIGTERM waits for what was accepted", default=30.0
     )
@@ -181,7 +191,7 @@ class ReplicaConfig:
 
 # Keys that have a meaning for one kind of replica only.
 _OF_KIND = {
-    "tensor": {"class", "config", "code", "slots", "max_intake"},
+    "tensor": {"class", "config", "code", "slots", "max_intake", "memory", "tier"},
     "llm": {
         "weights", "pages", "kv_bytes", "page_size", "max_running", "max_waiting", "token_budget",
         "isolate", "finish_s",

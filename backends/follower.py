@@ -169,6 +169,11 @@ class Follower(Generic[V]):
         return tuple(target.version for target in self._reload.refused)
 
     @property
+    def crowded(self) -> str:
+        """A version for which there is room only in a new process."""
+        return self._reload.crowded
+
+    @property
     def stuck(self) -> bool:
         return self._reload.stuck
 

@@ -34,6 +34,7 @@ class Failure(StrEnum):
 
     CANCELLED = "cancelled"  # a newer one is wanted
     TRANSIENT = "transient"  # tried again: the disk, the memory
+    CROWDED = "crowded"  # tried again, and better in a new process: no room for two
     REFUSED = "refused"  # not tried again here: the model raises, the class is missing
     CORRUPT = "corrupt"  # not tried again anywhere: the bytes are wrong
 
@@ -135,6 +136,8 @@ class Reload:
         # Live versions, the one in service last.
         self.held: list[Target] = []
         self.problem = ""
+        # A version that there is room for only in a new process.
+        self.crowded = ""
         self._wanted: tuple[Target, ...] = ()
         self._refused: dict[str, str] = {}
         # Versions that passed probation here, or had none to pass: going back needs no proof.
@@ -168,7 +171,7 @@ class Reload:
     def want(self, targets: Sequence[Target], now: float) -> list[Action]:
         """The channel points at targets[0]; the others are where it was before, nearest first."""
         if targets[:1] != list(self._wanted[:1]):
-            self._failures, self._retry_at = 0, 0.0
+            self._failures, self._retry_at, self.crowded = 0, 0.0, ""
         self._wanted = tuple(targets)
         return self._pursue(now)
 
@@ -224,7 +227,8 @@ class Reload:
         assert target == self.target and self.stage in LOADING, (target, self.stage)
         self.stage, self.target, self._cancelling = Stage.IDLE, None, False
         actions: list[Action] = [Note(f"reload.{failure}", target, reason)]
-        if failure is Failure.TRANSIENT:
+        self.crowded = target.version if failure is Failure.CROWDED else ""
+        if failure in (Failure.TRANSIENT, Failure.CROWDED):
             self._retry_at = now + min(RETRY_S * 2**self._failures, MAX_RETRY_S)
             self._failures += 1
         if failure is not Failure.CANCELLED:

@@ -16,6 +16,7 @@ from backends.errors import ConfigError
 from backends.tensor.executor import Answer, Batch, Executor
 from backends.tensor.loading import Loader
 from backends.tensor.runner import Runner
+from backends.tiers import Tier
 
 
 class Parts(NamedTuple):
@@ -39,6 +40,8 @@ def build(
         runner=runner,
         holder=_holder(config.model),
         bytes_per_second=config.load_bytes_per_second,
+        memory=config.memory,
+        tier=None if config.tier == "auto" else Tier(config.tier),
     )
     return Parts(Executor(runner, post), loader)
 

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from backends.errors import BadFrame, DeadlineExceeded, NotReady, VersionNotFound
 from backends.tensor.job import Job, Piece
 from backends.tensor.loading import Version
+from backends.tensor.memory import exchange
 from backends.tensor.pace import Pace
 from backends.tensor.reply import Outcome
 from backends.tensor.runner import Ran, Runner
@@ -50,8 +53,22 @@ class Executor:
 
     def serve(self, version: Version, fallback: Version | None) -> None:
         self._pace.reset()
+        if version.shadow:
+            self._exchange(version)
         self._versions[version.name] = version
-        self._serving, self._fallback = version, fallback
+        # One in the host's memory can be gone back to, but runs nothing.
+        self._serving = version
+        self._fallback = fallback if fallback is not None and not fallback.shadow else None
+
+    def _exchange(self, version: Version) -> None:
+        """Its weights and those on the device change places."""
+        old = self._serving
+        assert old is not None and isinstance(old.model, nn.Module)
+        assert isinstance(version.model, nn.Module)
+        exchange(old.model, version.model)
+        old.model, version.model = version.model, old.model
+        old.shadow, version.shadow = True, False
+        self._versions.pop(old.name, None)
 
     def commit(self) -> None:
         self._fallback = None

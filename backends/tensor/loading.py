@@ -23,9 +23,10 @@ from backends.claim import NotFinite, claimed, reason
 from backends.errors import ModelFailed
 from backends.model import ServedModel, import_class
 from backends.reload import Failure, LoadFailed, Stage, Target
-from backends.tensor.memory import Uninitialised, free, room
+from backends.tensor.memory import Uninitialised, free, host_room, room
 from backends.tensor.probe import check_probe, warm_up
 from backends.tensor.runner import Runner
+from backends.tiers import Room, Tier, choose
 from backends.wire import Signature
 
 # Elements looked at in one go: torch holds no lock meanwhile, and the temporary stays small.
@@ -38,6 +39,11 @@ class Version:
     model: ServedModel
     signature: Signature
     lease: ReaderLease | None = None
+    # What another must have to be exchanged with it, and what its weights take.
+    structure: str = ""
+    bytes: int = 0
+    # In the host's memory, from where it is exchanged with what is on the device. It runs nothing.
+    shadow: bool = False
 
     def release(self) -> None:
         """Give up the claim on the checkpoint. Blocks on the disk."""
@@ -55,6 +61,8 @@ class Loader:
     """`code` is the folder in which model classes are found. `holder` names the leases.
 
     `bytes_per_second` (0: no limit) holds for loads beside traffic; a first load has it all.
+    `memory` is the most that all versions on the device may take together (None: what is free);
+    `tier` an operator's choice of where the new one goes.
     """
 
     def __init__(
@@ -65,9 +73,14 @@ class Loader:
         runner: Runner,
         holder: str,
         bytes_per_second: int,
+        memory: int | None = None,
+        tier: Tier | None = None,
     ) -> None:
         self._code, self._device, self._runner = code, device, runner
         self._holder, self._rate = holder, bytes_per_second
+        self._memory, self._tier = memory, tier
+        # What the device serves; its replica says so.
+        self.serving: Version | None = None
 
     def from_class(self, path: str, config: Mapping[str, Any]) -> Version:
         """Raises LoadFailed."""
@@ -105,7 +118,8 @@ class Loader:
         stage: Callable[[Stage], None],
         cancelled: Callable[[], bool],
     ) -> Version:
-        _check_room(manifest, self._device)
+        tier = self._choose(manifest)
+        shadow = tier is Tier.EXCHANGE
         stage(Stage.LOAD)
         own = {name: empty(record.shape, record.dtype) for name, record in manifest.tensors.items()}
         try:
@@ -117,11 +131,19 @@ class Loader:
                 cancelled=cancelled,
             )
             config = manifest.model.get("config") or {}
-            model = self._construct(manifest.model["class"], config, tensors)
+            model = self._construct(manifest.model["class"], config, tensors, shadow=shadow)
             stage(Stage.VERIFY)
             if isinstance(model, nn.Module):
                 _check_finite(model, beside)
-            version = self._verified(Version(target.version, model, _signature(model)), manifest)
+            version = Version(
+                target.version,
+                model,
+                _signature(model),
+                structure=manifest.structure_id,
+                bytes=_size(manifest),
+                shadow=shadow,
+            )
+            version = self._verified(version, manifest)
             if cancelled():
                 raise Cancelled("another version is wanted")
         except BaseException:
@@ -129,16 +151,33 @@ class Loader:
             raise
         return version
 
+    def _choose(self, manifest: Manifest) -> Tier:
+        """Raises NoRoom."""
+        needed, serving, apart = _size(manifest), self.serving, self._device.type != "cpu"
+        held = serving.bytes if serving is not None else 0
+        on_device = room(self._device)
+        if self._memory is not None:
+            on_device = min(on_device, self._memory - held)
+        alike = serving is not None and serving.structure == manifest.structure_id
+        tier = self._tier if serving is not None else None
+        return choose(needed, held, Room(on_device, host_room(), apart), alike=alike, wanted=tier)
+
     def _verified(self, version: Version, manifest: Manifest) -> Version:
         if manifest.probe is not None:
-            check_probe(self._runner, version.model, version.signature, manifest.probe)
+            runner = self._runner_of(version)
+            check_probe(runner, version.model, version.signature, manifest.probe)
         return self._warm(version)
+
+    def _runner_of(self, version: Version) -> Runner:
+        return self._runner.on_host() if version.shadow else self._runner
 
     def _construct(
         self,
         path: str,
         config: Mapping[str, Any],
         tensors: dict[str, torch.Tensor] | None = None,
+        *,
+        shadow: bool = False,
     ) -> ServedModel:
         kind = import_class(path, root=self._code)
         with Uninitialised() if tensors is not None else nullcontext():
@@ -150,14 +189,16 @@ class Loader:
             assign = {"assign": True} if isinstance(model, nn.Module) else {}
             model.load_state_dict(tensors, **assign)
         if isinstance(model, nn.Module):
-            model = model.eval().requires_grad_(False).to(self._device)
+            model = model.eval().requires_grad_(False)
+            if not shadow:
+                model = model.to(self._device)
         if not isinstance(model, ServedModel):
             missing = "infer" if hasattr(model, "signature") else "signature"
             raise ModelFailed(f"{path} has no {missing}; see backends.model.ServedModel")
         return model
 
     def _warm(self, version: Version) -> Version:
-        warm_up(self._runner, version.model, version.signature)
+        warm_up(self._runner_of(version), version.model, version.signature)
         return version
 
 
@@ -185,10 +226,6 @@ def _check_finite(model: nn.Module, beside: bool) -> None:
                 time.sleep(time.monotonic() - began)
 
 
-def _check_room(manifest: Manifest, device: torch.device) -> None:
-    """Both versions are in memory until the swap. Raises OSError, so that it is tried again."""
-    needed = sum(record.end - record.start for record in manifest.tensors.values())
-    free_now = room(device)
-    if needed > free_now:
-        message = f"it takes {needed >> 20} MiB beside the old one, {free_now >> 20} MiB are free"
-        raise OSError(message)
+def _size(manifest: Manifest) -> int:
+    """Bytes of the weights."""
+    return sum(record.end - record.start for record in manifest.tensors.values())

@@ -1,14 +1,15 @@
-"""Memory of versions that come and go beside traffic: is there room, and giving it back gently."""
+"""Memory of versions that come and go beside traffic: is there room, exchanging and freeing it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -33,9 +34,31 @@ def free(tensors: Iterable[torch.Tensor]) -> None:
             tensor.set_()  # type: ignore[call-overload]
 
 
+def exchange(one: nn.Module, other: nn.Module) -> None:
+    """Each gets the other's values, in place: addresses on the device stay. Both have the same
+    parameters and buffers; a tied one is exchanged once."""
+    theirs = dict(_places(other))
+    with torch.no_grad():
+        for name, place in _places(one):
+            kept = place.to(theirs[name].device, copy=True)
+            place.copy_(theirs[name])
+            theirs[name].copy_(kept)
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def room(device: torch.device) -> int:
-    """Bytes that a version on `device` may still take, by the machine and by our cgroup; it is
-    read into host memory first."""
+    """Bytes that weights on `device` may still take; they are read into the host's memory first."""
+    if device.type == "cuda":
+        return min(int(torch.cuda.mem_get_info(device)[0]), host_room())
+    return host_room()
+
+
+def host_room() -> int:
+    """Bytes that we may still take, by the machine and by our cgroup."""
     rooms = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):  # not on this system: then the free pages have to do
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -44,6 +67,4 @@ def room(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # no cgroup, or "max": no limit
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         rooms.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    if device.type == "cuda":
-        rooms.append(torch.cuda.mem_get_info(device)[0])
     return max(min(rooms), 0)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backends.source import Source
     from backends.tensor.boot import Parts
     from backends.tensor.executor import Answer, Batch, Executor
-    from backends.tensor.loading import Version
+    from backends.tensor.loading import Loader, Version
 
 # How often clocks are looked at: the end of a probation, a device that hangs.
 TICK_S = 0.25
@@ -61,6 +61,7 @@ class TensorReplica:
         self._ledger = Ledger(self._intake, config.max_intake)
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
+        self._loader: Loader | None = None
         self._follower: Follower[Version] | None = None
         self._source: Source | None = None
         self._versions: dict[str, Version] = {}
@@ -98,6 +99,7 @@ class TensorReplica:
             reload_to=follower.loading_to if follower else "",
             channel=follower.channel if follower else "",
             refused=follower.refused if follower else (),
+            crowded=follower.crowded if follower else "",
             slots=self._config.slots,
             pid=os.getpid(),
             signature=serving.signature.to_json() if serving else None,
@@ -263,7 +265,7 @@ class TensorReplica:
         from backends.follower import Follower
 
         config = self._config
-        self._executor, self._source = parts.executor, source
+        self._executor, self._loader, self._source = parts.executor, parts.loader, source
         source.start()
         self._follower = Follower(
             source.run,
@@ -322,6 +324,9 @@ class TensorReplica:
             self._events("device.swapped", version=version.name, pause_us=round(pause_s * 1e6, 1))
             before, self._serving = self._serving, version
             self._versions[version.name] = version
+            self._versions = {n: each for n, each in self._versions.items() if not each.shadow}
+            if self._loader is not None:
+                self._loader.serving = version
             if before is None:
                 self._events("ready", version=version.name)
             done()

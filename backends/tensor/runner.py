@@ -37,6 +37,10 @@ class Runner:
     ) -> None:
         self._device, self._on_error = device, on_error
 
+    def on_host(self) -> Runner:
+        """For a model that is in the host's memory."""
+        return Runner(torch.device("cpu"), self._on_error)
+
     def run(self, model: ServedModel, signature: Signature, pieces: Sequence[Piece]) -> Ran:
         ran = Ran({}, {}, sum([piece.rows for piece in pieces]))
         for group in _groups(pieces):

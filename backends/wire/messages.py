@@ -170,6 +170,7 @@ class Status:
     (idle, admit, load, verify, ready, swap, probation) and `reload_to` the version it loads; at
     ready it waits for `swap`. `channel` is what it follows, and `refused` are versions of it that
     it does not serve.
+    `crowded` names a version that fits only in a new process, which should take this one's place.
     `slots`: batches that the replica takes at a time; of CALLs, requests that run together.
     `surfaces`: the forms of CALL that it answers; an llm that names none answers all of GENERATIVE.
     `load`: numbers for routing (an LLM's waiting and running sequences, free pages, tokens per
@@ -192,6 +193,7 @@ class Status:
     signature: dict[str, Any] | None = None
     load: dict[str, float] | None = None
     surfaces: tuple[str, ...] = ()
+    crowded: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

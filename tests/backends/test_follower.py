@@ -403,3 +403,57 @@ async def test_a_replica_moves_a_channel_to_where_another_is(serve, run):
         again = await gateway.control("point", **{**arguments, "before": ""})
         assert again.json()["generation"] == 2
         await gateway.close()
+
+
+async def test_a_version_is_exchanged_in_place_and_back(serve, run):
+    """Where the device has no room for two: the weights trade places, the addresses stay."""
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, probation_s=0.3, tier="exchange") as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        place = replica._serving.model.factor.data_ptr()
+        new = put(run, 2)
+        status = await gateway.serves(new)
+        # The old one is kept for going back, and runs nothing meanwhile.
+        assert (status.reload, status.versions) == ("probation", (new,))
+        assert await factor(gateway) == (2.0, new)
+        assert replica._serving.model.factor.data_ptr() == place
+        await gateway.control("rollback")
+        status = await gateway.serves(old)
+        assert status.versions == (old,)
+        assert await factor(gateway) == (1.0, old)
+        assert replica._serving.model.factor.data_ptr() == place
+        newest = put(run, 3)
+        await gateway.serves(newest)
+        await gateway.until(lambda: gateway.statuses[-1].reload == "idle")
+        assert await factor(gateway) == (3.0, newest)
+        await eventually(lambda: len(live_leases(run)) == 1)
+        await gateway.close()
+
+
+async def test_a_version_for_which_only_a_new_process_has_room_is_named(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, tier="process") as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        new = put(run, 2)
+        await gateway.until(lambda: gateway.statuses[-1].crowded == new)
+        status = gateway.statuses[-1]
+        assert (status.state, status.version, status.reload) == ("ready", old, "idle")
+        assert "a process of its own" in status.reason
+        assert await factor(gateway) == (1.0, old)
+        # It does not insist when the channel goes back.
+        rollback(run, "stable")
+        await gateway.until(lambda: not gateway.statuses[-1].crowded)
+        await gateway.close()
+
+
+async def test_a_stated_memory_that_only_one_version_fits_in(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=0.02, memory=6) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        new = put(run, 2)
+        await gateway.until(lambda: gateway.statuses[-1].crowded == new)
+        assert await factor(gateway) == (1.0, old)
+        await gateway.close()

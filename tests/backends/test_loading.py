@@ -115,7 +115,7 @@ def test_the_bandwidth_cap_is_for_loads_beside_traffic(load, run):
 
 def test_a_version_for_which_there_is_no_room_is_tried_again_later(load, run, monkeypatch):
     monkeypatch.setattr("backends.tensor.loading.room", lambda device: 1000)
-    with pytest.raises(LoadFailed, match="it takes 4 MiB beside the old one, 0 MiB are free") as f:
+    with pytest.raises(LoadFailed, match="it takes 4 MiB and 0 MiB are free") as f:
         load(Ballast())
     assert f.value.failure is Failure.TRANSIENT
     assert live_leases(run) == []
