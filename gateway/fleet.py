@@ -46,7 +46,7 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self.http = HttpFleet(runtime, loop=loop, rng=rng)
+        self.http = HttpFleet(runtime, loop=loop, rng=rng, weight=weight)
         self._doors = Doors()
         self._by_door: dict[str, Door] = {}
         self.apply(config)

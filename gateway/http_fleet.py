@@ -30,8 +30,14 @@ class HttpFleet:
     """`surface` is what the lane asks; it follows every `apply`."""
 
     def __init__(
-        self, runtime: Path, *, loop: asyncio.AbstractEventLoop, rng: random.Random
+        self,
+        runtime: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
+        self._weight = weight
         self._runtime, self._loop, self._rng = runtime, loop, rng
         self.surface = RelaySurface()
         self._pools: dict[str, HttpPool] = {}
@@ -65,7 +71,9 @@ class HttpFleet:
             if name in self._pools:
                 self._pools[name].reconfigure(model)
             else:
-                self._pools[name] = HttpPool(model, loop=self._loop, rng=self._rng)
+                self._pools[name] = HttpPool(
+                    model, loop=self._loop, rng=self._rng, weight=self._weight
+                )
             self._match(self._pools[name], model)
         self.surface.rebuild(self.pools(), config.routes)
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.config import ModelConfig
 from gateway.errors import GatewayError, NoReplica, Shed
 from gateway.http_replica import HttpReplica
 from gateway.measures import Family, Measures
+from gateway.policy.arrivals import ArrivalRate
 from gateway.policy.bounds import LoadBound
 from gateway.policy.breaker import Ejection, Outcome, Permit, State, usable
+from gateway.policy.fairness import FairQueue, Waiting
 from gateway.policy.load import Lease, ReplicaLoad
 from gateway.policy.rendezvous import SessionRouter
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
@@ -46,7 +47,12 @@ class HttpPool:
     kind = "http"
 
     def __init__(
-        self, config: ModelConfig, *, loop: asyncio.AbstractEventLoop, rng: random.Random
+        self,
+        config: ModelConfig,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
         self.name, self.loop, self._rng = config.name, loop, rng
         self.replicas: list[HttpReplica] = []
@@ -55,7 +61,8 @@ class HttpPool:
         self.ready = False
         self._budget = RetryBudget()
         self._live: set[Transit] = set()
-        self._waiting: deque[Transit] = deque()
+        self._waiting: FairQueue[Transit] = FairQueue(config.max_queue, weight)
+        self._departures = ArrivalRate()
         self._serving: list[HttpReplica] = []
         self._by_load: dict[ReplicaLoad, HttpReplica] = {}
         self._loads: list[ReplicaLoad] = []
@@ -68,6 +75,7 @@ class HttpPool:
 
     def reconfigure(self, config: ModelConfig) -> None:
         self.config, relay = config, config.relay
+        self._waiting.capacity = config.max_queue
         strict = relay.strict and config.routing == "session"
         self.router = (
             SessionRouter(self._rng, LoadBound(factor=STRICT))
@@ -100,16 +108,27 @@ class HttpPool:
 
     def seat(self, transit: Transit, now: float) -> HttpReplica | GatewayError | None:
         """A replica for it; None: it waits, and `seek` is called again; or why there is none."""
-        if self._waiting and not self._pumping:
-            self._pump_soon()  # it queues behind those that came before
+        if len(self._waiting) and not self._pumping:
+            self._pump_soon()  # it queues with those that came before
         elif (found := self._choose(transit.key, transit.tried, now)) is not None:
             return found
         if not self._serving and now - self._unserved_since > FAILOVER_S:
             return NoReplica(self.reason(), retry_after=1.0)
-        if len(self._waiting) >= self.config.max_queue:
-            return Shed(f"model {self.name!r}: its queue is full", retry_after=1.0)
-        self._waiting.append(transit)
+        if self._pumping:
+            return None  # its place is kept
+        shed = self._waiting.push(transit, transit.tenant, 1.0, priority=transit.priority)
+        if shed is None:
+            return None
+        full = Shed(f"model {self.name!r}: its queue is full", retry_after=self._drained_in(now))
+        if shed is transit:
+            return full
+        shed.abandon(full)
         return None
+
+    def _drained_in(self, now: float) -> float | None:
+        """Seconds until what waits now has been sent, at the present pace."""
+        rate = self._departures.rate(now)
+        return len(self._waiting) / rate if rate > 0.0 else None
 
     def _choose(self, key: RoutingKey, tried: Sequence[str], now: float) -> HttpReplica | None:
         serving = self._serving
@@ -176,12 +195,14 @@ class HttpPool:
             self.measures.service.observe(now - sent)
             self.measures.by_replica[replica.name, ""] += 1
         replica.settled()
-        if self._waiting:
+        self._departures.observe(now, 1)
+        if len(self._waiting):
             self._pump_soon()
 
     def left(self, transit: Transit, how: str) -> None:
         measures = self.measures
         self._live.discard(transit)
+        self._waiting.discard(transit)
         if how == "done":
             measures.done += 1
             measures.latency.observe(self.loop.time() - transit.began)
@@ -197,33 +218,35 @@ class HttpPool:
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Let what waits look for a replica again, oldest first."""
+        """Let what waits look for a replica again, by turns between tenants."""
         now, self._due, self._pumping = self.loop.time(), False, True
-        waiting, self._waiting = self._waiting, deque()
-        looks = LOOKED_AT
-        while waiting and looks:
-            transit = waiting.popleft()
-            if transit not in self._live:
-                continue
+        passed: list[Waiting[Transit]] = []
+        for _ in range(LOOKED_AT):
+            place = self._waiting.take()
+            if place is None:
+                break
+            transit = place.item
+            assert transit is not None
             transit.seek(now)
-            looks -= 1
-            if transit.phase == SEATING and not self._strict:
-                break  # what the oldest cannot have, the others cannot
-        self._waiting.extend(waiting)
+            if transit.phase == SEATING:
+                passed.append(place)
+                if not self._strict:
+                    break  # what this one cannot have, the others cannot
+        for place in reversed(passed):
+            self._waiting.put_back(place)
         self._pumping = False
 
     def _on_tick(self) -> None:
         now = self.loop.time()
         for transit in list(self._live):
             transit.look(now)
-        if self._waiting:
+        if len(self._waiting):
             # The clock may have brought a breaker's probe, the end of a penalty or of hope.
             self._pump()
         if self._live:
             self._tick = self.loop.call_later(TICK_S, self._on_tick)
         else:
             self._tick = None
-            self._waiting.clear()  # they have all ended
 
     # ----------------------------------------------------------------------------------- changes
 
@@ -236,14 +259,13 @@ class HttpPool:
         self._loads = [replica.load for replica in serving]
         self._by_load = {replica.load: replica for replica in serving}
         self.ready = bool(serving)
-        if self._waiting:
+        if len(self._waiting):
             self._pump_soon()
 
     def close(self, error: GatewayError) -> None:
         """End every transit."""
         for transit in list(self._live):
             transit.abandon(error)
-        self._waiting.clear()
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None

@@ -62,7 +62,7 @@ def read_terms(headers: Iterable[tuple[bytes, bytes]]) -> Terms:
         _echo(found.get(b"x-request-id", b"")),
         _session(found.get(b"x-session-id", b"")),
         _deadline(found.get(b"x-deadline-ms")),
-        _priority(found.get(b"x-priority", b"0")),
+        read_priority(found.get(b"x-priority", b"0")),
         _timing(found.get(b"x-timing", b"0")),
         _coding(found.get(b"accept-encoding", b"")),
         _version(found.get(b"x-model-version", b"")),
@@ -104,7 +104,8 @@ def _deadline(value: bytes | None) -> float:
     return float(value) / 1e3
 
 
-def _priority(value: bytes) -> int:
+def read_priority(value: bytes) -> int:
+    """Of a header. Raises BadRequest."""
     digits = value[1:] if value[:1] in (b"-", b"+") else value
     if not digits.isdigit() or len(digits) > 3 or int(digits) > MAX_PRIORITY:
         expected = f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; higher is sooner"

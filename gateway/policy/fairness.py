@@ -55,7 +55,8 @@ class FairQueue(Generic[T]):
     ) -> None:
         if capacity < 1 or max_tenants < 1:
             raise ValueError("capacity and max_tenants must be at least 1")
-        self._capacity, self._weight, self._max_tenants = capacity, weight, max_tenants
+        self.capacity = capacity  # a smaller one counts from the next item on
+        self._weight, self._max_tenants = weight, max_tenants
         self._tenants: dict[str, _Tenant[T]] = {}
         self._turns: list[tuple[float, int, _Tenant[T]]] = []  # tenants that wait, by `served`
         self._places: dict[int, Waiting[T]] = {}  # by the identity of the item
@@ -93,7 +94,7 @@ class FairQueue(Generic[T]):
         waiting = Waiting((-priority, self._order), cost, item, queue)
         queue.lowest = min(queue.lowest, priority) if queue.count else priority
         self._insert(waiting)
-        return self.shed(waiting) if self._count > self._capacity else None
+        return self.shed(waiting) if self._count > self.capacity else None
 
     def pop(self) -> T | None:
         """The next item, charged to its tenant; None when nothing waits."""

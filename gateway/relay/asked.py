@@ -10,13 +10,20 @@ from math import inf
 
 from gateway.errors import BadRequest
 from gateway.lane import Exchange, field
+from gateway.oip.terms import read_priority
 from gateway.policy.session import SessionSources
 from gateway.relay.head import request_start
 
 # RFC 9110 §9.2.2: doing these twice is the same as doing them once.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-# What says how long the client will wait, and in what part of seconds; the second is the SDKs' way.
-_DEADLINES = ((b"x-deadline-ms", 1e-3), (b"x-stainless-read-timeout", 1.0))
+# What says how long the client will wait, and in what part of seconds; the others are SDKs' ways
+# (Python, JavaScript). SDKs may say 0 for less than one: then they are not taken at their word.
+_DEADLINES = (
+    (b"x-deadline-ms", 1e-3),
+    (b"x-stainless-read-timeout", 1.0),
+    (b"x-stainless-timeout", 1.0),
+)
+_SDK = b"x-stainless-"
 # Where clients put their key; OpenAI's and OIP's use the first, Azure's and Anthropic's the others.
 CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
 # Longer ones are no identifiers.
@@ -26,7 +33,7 @@ MAX_ID = 256
 class Asked:
     """`deadline_s`: after the arrival, infinite without one. `request_id`: the client's as a header
     line, empty without one. `session`: as far as the head tells. `idempotent`: whether doing it
-    twice does no harm."""
+    twice does no harm. `priority`: 0 is ordinary, higher is sooner."""
 
     __slots__ = (
         "_head",
@@ -38,6 +45,7 @@ class Asked:
         "deadline_s",
         "idempotent",
         "is_head",
+        "priority",
         "request_id",
         "session",
         "upgrade",
@@ -63,8 +71,9 @@ class Asked:
         self.upgrade = head.framing.upgrade
         self.deadline_s = inf
         for name, unit in _DEADLINES:
-            if name in fields:
+            if name in fields and not (name.startswith(_SDK) and fields[name] == b"0"):
                 self.deadline_s = min(self.deadline_s, read_seconds(name, fields[name], unit))
+        self.priority = read_priority(fields.get(b"x-priority", b"0"))
         given = fields.get(b"x-request-id", b"")
         if len(given) > MAX_ID:
             raise _bad(b"x-request-id", given, f"at most {MAX_ID} bytes")

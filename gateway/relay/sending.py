@@ -44,7 +44,9 @@ class Sending(Answering):
         "deadline",
         "key",
         "pool",
+        "priority",
         "replica",
+        "tenant",
     )
 
     def __init__(
@@ -71,6 +73,9 @@ class Sending(Answering):
             session, self._cookie = destination.new_session(exchange)
         self.key = NO_KEY if session is None else RoutingKey(session)
         self._request_id = asked.request_id or destination.ids.new()
+        tenant = exchange.tenant
+        self.tenant = "" if tenant is None else tenant.name
+        self.priority = asked.priority if tenant is None else tenant.priority(asked.priority)
         self.began = exchange.arrived
         self.deadline = self.began + min(asked.deadline_s, destination.timeout_s)
         self.replica: HttpReplica | None = None
