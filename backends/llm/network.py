@@ -70,9 +70,17 @@ class Network(Protocol):
         """[L, V] float32 logits, whole on every rank. Does not wait for the device."""
         ...
 
+    def copy_pages(self, cache: KVCache, sources_M: Tensor, targets_M: Tensor) -> None:
+        """What is in pages `sources` is in pages `targets` too, on every rank."""
+        ...
+
     def load_(self, state: Mapping[str, Tensor]) -> None:
         """Takes over the weights: whole tensors under their Hugging Face names. Raises
         UnsupportedModel before anything has changed."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is run on it any more, here and on the other ranks."""
         ...
 
 
@@ -113,6 +121,11 @@ class DecoderNetwork:
     def new_cache(self, pages: int, page_size: int) -> KVCache:
         shape = (self.layers, pages, self.kv_heads, page_size, self.head_dim)
         return KVCache(self._zeros(*shape), self._zeros(*shape))
+
+    @torch.inference_mode()
+    def copy_pages(self, cache: KVCache, sources_M: Tensor, targets_M: Tensor) -> None:
+        for tensor_NPKZD in cache:
+            tensor_NPKZD[:, targets_M] = tensor_NPKZD[:, sources_M]
 
     # ----------------------------------------------------------------------------------- running
 
@@ -174,6 +187,9 @@ class DecoderNetwork:
         self._norm_C.copy_(source(NORM))
         head_VC = embedding_VC if self.config.tied else source(HEAD)
         self._head.load_(head_VC[share.words()], None)
+
+    def close(self) -> None:
+        """Its memory goes with the last that holds it."""
 
     # ---------------------------------------------------------------------------------- building
 

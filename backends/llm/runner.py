@@ -102,6 +102,7 @@ class Runner:
         network = self._networks.pop(version)
         if network is self._like and self._networks:
             self._like = next(iter(self._networks.values()))
+        network.close()
 
     @property
     def versions(self) -> list[str]:
@@ -111,13 +112,15 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Launched:
+        network = self._networks[plan.version]
         for sequence in plan.placed:
             if sequence.row >= 0:
                 self.sampler.place(sequence, sequence.tokens)
         if plan.copies:
-            self._copy(plan.copies)
+            sources, targets = np.array(plan.copies, np.int64).T.copy()
+            network.copy_pages(self.cache, self._put(sources), self._put(targets))
         step = self._step(plan)
-        return Launched(plan, self._networks[plan.version](step, self.cache))
+        return Launched(plan, network(step, self.cache))
 
     @torch.inference_mode()
     def sample(self, launched: Launched, masks: Masks) -> Ran:
@@ -131,11 +134,6 @@ class Runner:
             # What is BAD ends; until the host sees that, a step may take it as its input.
             self._last_R[self._put(rows)] = chosen.tokens_B.clamp(min=0)
         return Ran(plan, chosen, prompts)
-
-    def _copy(self, copies: list[tuple[int, int]]) -> None:
-        pages = self._put(np.array(copies, np.int64))
-        for tensor in self.cache:
-            tensor[:, pages[:, 1]] = tensor[:, pages[:, 0]]
 
     def _step(self, plan: Plan) -> Step:
         """Decodes first, one token each, then the chunks."""

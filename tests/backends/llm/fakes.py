@@ -36,6 +36,7 @@ class HashNetwork:
     ) -> None:
         self.salt, self.vocabulary, self.max_context = salt, vocabulary, max_context
         self.steps: list[tuple[int, int]] = []  # tokens, sequences
+        self.closed = False
 
     def page_bytes(self, page_size: int) -> int:
         return 2 * 8 * page_size
@@ -44,8 +45,15 @@ class HashNetwork:
         shape = (1, pages, 1, page_size, 1)
         return KVCache(torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype))
 
+    def copy_pages(self, cache: KVCache, sources_M: Tensor, targets_M: Tensor) -> None:
+        for tensor in cache:
+            tensor[:, targets_M] = tensor[:, sources_M]
+
     def load_(self, state: Mapping[str, Tensor]) -> None:
         self.salt = int(state["salt"])
+
+    def close(self) -> None:
+        self.closed = True
 
     def __call__(self, step: Step, cache: KVCache) -> Tensor:
         check_step(step, cache)

@@ -77,6 +77,7 @@ def test_a_sequence_ends_under_the_version_that_it_began_with(ahead: int) -> Non
     listener.wait(2)
     assert released.wait(30)
     at_rest(engine)
+    assert reloading.old.closed and not reloading.new.closed
     assert set(reloading.versions("a")) == {"old"} and set(reloading.versions("b")) == {"new"}
     for key, network in (("a", HashNetwork(salt=1)), ("b", HashNetwork(salt=2))):
         expected = alone(generation(key, [1, 2, 3, 4, 5], 12), network)
