@@ -10,9 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from backends.checkpoint import CheckpointError, Run
-from backends.importing.material import ImportFailed
-
 EXAMPLES = """\
 SOURCE is one of
   a Hugging Face folder    config.json, safetensors (one file or many), tokenizer.json
@@ -54,6 +51,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run_import(options: argparse.Namespace) -> int:
+    # These load torch, which the other verbs do without until they have listened.
+    from backends.checkpoint import CheckpointError
+    from backends.importing.material import ImportFailed
+
     try:
         return _import(options)
     except (ImportFailed, CheckpointError, OSError) as error:
@@ -62,10 +63,10 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    # Reading models takes libraries that the other verbs do without.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    from backends.checkpoint import Run
     from backends.importing.deposit import deposit, total_bytes
     from backends.importing.sources import opened
 
