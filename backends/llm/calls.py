@@ -254,7 +254,9 @@ class Calls:
         lives = self._behind.pop(connection, {})
         self._tell(connection, [live for live in lives if self._is_live(live)])
 
-    def _pieces(self, live: Live, data: bytes, final: bool) -> list[tuple[Piece, Buffer]]:
+    def _pieces(
+        self, live: Live, data: bytes, final: bool, error: BackendError | None = None
+    ) -> list[tuple[Piece, Buffer]]:
         reply = live.reply
         assert reply is not None
         parts = [data[at : at + MAX_PIECE] for at in range(0, len(data), MAX_PIECE)] or [b""]
@@ -270,6 +272,8 @@ class Calls:
                 "cached_tokens": cached,
             }
             infos[-1]["load"] = self._load()
+        if error is not None:
+            infos[-1]["fault"] = error.fault().to_json()
         last = len(parts) - 1
         return [
             (Piece(live.id, len(part), final and place == last, infos[place] or None), part)
@@ -291,7 +295,7 @@ class Calls:
         self._forget(live)
         if live.said and live.reply is not None:
             # The client has the beginning: the end must say that it is none.
-            pieces = self._pieces(live, live.reply.broken(error), True)
+            pieces = self._pieces(live, live.reply.broken(error), True, error)
             live.connection.send(stream_frame(pieces))
         else:
             live.connection.fault(live.id, error.fault())

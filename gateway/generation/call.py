@@ -38,6 +38,8 @@ SEATING, SENT, ANSWERING, ENDED = range(4)
 # A call that so many replicas have died with is tried no more: it may be what they died of.
 DEADLY = 2
 LATE = "the deadline passed before the answer was complete"
+# Content types of answers that come token by token.
+STREAMS = ("text/event-stream", "application/x-ndjson")
 _BUSY = frozenset({429, 503})
 
 
@@ -155,7 +157,9 @@ class LiveCall:
         if info is not None and "type" in info and not attempt.said:
             attempt.said = True
             attempt.version = str(info.get("version", ""))
-            self.reply.begin(str(info["type"]), attempt.version, attempt.replica.name)
+            kind = str(info["type"])
+            attempt.streams = kind.startswith(STREAMS)
+            self.reply.begin(kind, attempt.version, attempt.replica.name)
         if not attempt.said:
             self._nonsense("began an answer without its type")
             return
@@ -184,10 +188,10 @@ class LiveCall:
         measures = self.pool.calls
         if self.phase == SENT:
             self.phase = ANSWERING
-            attempt.first = now
-            measures.first.observe(now - self.began)
             self.pool.computed(self, attempt)
-        else:
+            if attempt.streams:
+                measures.first.observe(now - self.began)
+        elif attempt.streams:
             measures.between.observe(now - attempt.heard)
         attempt.heard = now
 
@@ -345,7 +349,6 @@ class Attempt:
 
     __slots__ = (
         "call",
-        "first",
         "heard",
         "id",
         "lease",
@@ -355,6 +358,7 @@ class Attempt:
         "replica",
         "said",
         "sent",
+        "streams",
         "version",
     )
 
@@ -370,10 +374,9 @@ class Attempt:
         self.call: LiveCall | None = call
         self.replica, self.lease, self.permit = replica, lease, permit
         self.sent = self.heard = now
-        self.first = 0.0
         self.promised = promised  # bytes of the prompt that the replica should have cached
         self.id = 0
-        self.said = False  # the answer's type
+        self.said = self.streams = False  # the answer's type, and whether it is one of a stream
         self.load: dict[str, float] | None = None  # of the replica, as its final piece has it
         self.version = ""
 

@@ -11,7 +11,8 @@ from gateway.policy.tokens import Usage
 
 
 class CallMeasures:
-    """`first`: from arrival to the first byte of the answer, `between`: from piece to piece."""
+    """Of streamed answers: `first`, from arrival to the first byte, and `between`, from piece to
+    piece."""
 
     __slots__ = ("answered", "between", "first", "tokens")
 
@@ -36,7 +37,7 @@ class CallMeasures:
                    "Tokens of answered calls; cached ones are a part of the prompt.",
                    ["model", "kind"], [[[model, k], n] for k, n in self.tokens.items()]),
             family("penstock_first_token_seconds", "histogram",
-                   "From arrival to the first byte of the answer.",
+                   "From arrival to the first byte of a streamed answer.",
                    ["model"], [[[model], self.first.to_json()]]),
             family("penstock_between_tokens_seconds", "histogram",
                    "From one piece of a streamed answer to the next.",

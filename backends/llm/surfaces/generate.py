@@ -39,6 +39,7 @@ def _parse(body: Any, text: TextModel, setting: Setting, *, stream: bool) -> Ask
         raise outer.wrong(twice[0], "it stands in 'parameters' too")
     fields = Fields({**{k: v for k, v in body.items() if k != "parameters"}, **parameters})
     prompt = fields.need("text_input", TEXT)
+    fields.accept(("timeout",))  # the gateway keeps it
     id = fields.take("id", ANY, None)
     choosing = take_choosing(fields, text)
     limit = fields.take("max_tokens", whole(1, MAX_TOKENS), DEFAULT_TOKENS)

@@ -112,6 +112,6 @@ def take_stream(fields: Fields) -> tuple[bool, bool]:
 
 def accept_routing(fields: Fields) -> None:
     """Fields that tell the operator or the gateway something, and the model nothing."""
-    fields.accept(("user", "metadata", "prompt_cache_key", "safety_identifier"))
+    fields.accept(("user", "metadata", "prompt_cache_key", "safety_identifier", "timeout"))
     fields.refuse("store", "nothing is stored here", False)
     fields.refuse("service_tier", "requests have no tiers; see x-priority", "auto", "default")
