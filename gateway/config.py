@@ -233,6 +233,13 @@ class ModelConfig:
         "how a replica is chosen; left out, wlc, and session among http replicas",
         default=None,
     )
+    adaptive_limit: float | None = option(
+        Number(above=0.0, most=1000.0),
+        "requests may wait so many times as long as they are served; so many are let in at a time "
+        "that they do not wait longer, the others are refused with 429; left out, max_queue alone "
+        "limits them",
+        default=None,
+    )
     retries: int = option(
         Whole(0, 16), "further replicas tried before the first byte of an answer", default=2
     )
@@ -289,7 +296,7 @@ class ModelConfig:
         if self.routing == "prefix" and self.kind != "llm":
             yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
         if self.kind == "llm":
-            for key in ("slo_ms", "max_batch_size", "max_batch_elements"):
+            for key in ("slo_ms", "max_batch_size", "max_batch_elements", "adaptive_limit"):
                 if getattr(self, key) is not None:
                     yield key, 'only models of kind "tensor" have it'
         if self.max_batch_size is not None and self.max_batch_size > self.max_queue:

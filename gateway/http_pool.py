@@ -19,6 +19,7 @@ from gateway.measures import Family, Measures
 from gateway.policy.arrivals import ArrivalRate
 from gateway.policy.bounds import LoadBound
 from gateway.policy.breaker import Ejection, Outcome, Permit, State, usable
+from gateway.policy.concurrency import ConcurrencyLimit, RecentLeast, crowd_of
 from gateway.policy.fairness import FairQueue, Waiting
 from gateway.policy.load import Lease, ReplicaLoad
 from gateway.policy.rendezvous import SessionRouter
@@ -59,6 +60,8 @@ class HttpPool:
         self.ejection = Ejection()
         self.measures = Measures()
         self.ready = False
+        self.crowd: ConcurrencyLimit | None = None
+        self._quickest = RecentLeast()
         self._budget = RetryBudget()
         self._live: set[Transit] = set()
         self._waiting: FairQueue[Transit] = FairQueue(config.max_queue, weight)
@@ -69,6 +72,7 @@ class HttpPool:
         self._unserved_since = float("-inf")
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
+        self._tolerance: float | None = None
         self.config: ModelConfig
         self.router: Router
         self.reconfigure(config)
@@ -84,6 +88,9 @@ class HttpPool:
         )
         self._strict = strict
         self._policy = RetryPolicy(retries=config.retries)
+        if config.adaptive_limit != self._tolerance:
+            self._tolerance = config.adaptive_limit
+            self.crowd = crowd_of(self._tolerance)
         # Whether any request may be repeated: inference changes nothing; an application might.
         self.repeats = relay.api == "openai"
         self.heartbeat_s = relay.heartbeat_ms / 1e3
@@ -102,6 +109,28 @@ class HttpPool:
         self._live.add(transit)
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._on_tick)
+
+    def squeeze(self, transit: Transit, now: float) -> GatewayError | None:
+        """Let it in, or say that it is one too many. Only where there is a limit."""
+        crowd = self.crowd
+        assert crowd is not None
+        if crowd.take():
+            transit.hold = crowd
+            return None
+        return Shed(
+            f"model {self.name!r}: {crowd.limit} requests are in flight, as many as it answers "
+            "without keeping them waiting",
+            retry_after=self._drained_in(now),
+        )
+
+    def heard(self, transit: Transit) -> None:
+        """Its answer begins. How much longer that took than of the quickest ones, and the time
+        in our queue, is what it waited. Only where there is a limit."""
+        now = self.loop.time()
+        took = now - transit.sent
+        quickest = self._quickest.observe(now, took)
+        if self.crowd is not None:
+            self.crowd.observe(now, transit.sent - transit.began + took - quickest, quickest)
 
     def attempts(self, now: float, deadline: float) -> Attempts:
         return Attempts(self._policy, self._budget, now, deadline, self._rng)
@@ -203,6 +232,9 @@ class HttpPool:
         measures = self.measures
         self._live.discard(transit)
         self._waiting.discard(transit)
+        if transit.hold is not None:
+            transit.hold.release()
+            transit.hold = None
         if how == "done":
             measures.done += 1
             measures.latency.observe(self.loop.time() - transit.began)

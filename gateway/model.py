@@ -31,6 +31,7 @@ from gateway.oip.directory import Done
 from gateway.oip.statistics import ModelStats
 from gateway.policy.batching import Batcher, BatchingKnobs
 from gateway.policy.breaker import Ejection
+from gateway.policy.concurrency import ConcurrencyLimit, crowd_of
 from gateway.policy.routing import make_router
 from gateway.replica import NativeReplica
 from gateway.request import Answer, TensorRequest
@@ -78,6 +79,7 @@ class Model:
         self._live: set[TensorRequest] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._unserved_since = float("-inf")
+        self._crowd = crowd_of(config.adaptive_limit)
         self._dispatcher = Dispatcher(
             self._new_queue(),
             make_router(config.routing, rng),
@@ -118,6 +120,14 @@ class Model:
         request.deadline = min(request.deadline, request.arrived + limit_ms / 1e3)
         if request.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request arrived")
+        if self._crowd is not None and not self._crowd.take():
+            after = self._dispatcher.queue.drained_in(now)
+            return Shed(
+                f"model {self.name!r}: {self._crowd.limit} requests are in flight, as many as it "
+                "answers without keeping them waiting",
+                retry_after=after,
+            )
+        request.hold = self._crowd
         if self._sizes is not None and self._sizes.buckets:
             request.key = (request.key, self._sizes.bucket(request))
         refusal = self._dispatcher.add(request, now)
@@ -154,7 +164,17 @@ class Model:
         serving, now = self.versions[0] if self.versions else "", self._loop.time()
         if request.seat is not None:
             request.seat.release(now)
+        if request.hold is not None:
+            self._leave_crowd(request.hold, outcome, now)
+            request.hold = None
         self.measures.ended(request, outcome, now, serving)
+
+    def _leave_crowd(
+        self, crowd: ConcurrencyLimit, outcome: Answer | GatewayError, now: float
+    ) -> None:
+        crowd.release()
+        if isinstance(outcome, Answer):
+            crowd.observe(now, outcome.queue_us / 1e6, outcome.compute_us / 1e6)
 
     def _on_tick(self) -> None:
         now = self._loop.time()
@@ -213,6 +233,8 @@ class Model:
         if config.canary != self.config.canary:
             self._dispatcher.split_by(config.canary)
         self.calls.reconfigure(config)
+        if config.adaptive_limit != self.config.adaptive_limit:
+            self._crowd = crowd_of(config.adaptive_limit)
         self.config, self._dispatcher.retries = config, config.retries
         self._replace_queue()
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from backends.wire import Buffer
 from gateway.errors import Cancelled, GatewayError
+from gateway.policy.concurrency import ConcurrencyLimit
 from gateway.policy.load import Lease
 
 
@@ -50,6 +51,7 @@ class TensorRequest:
         "deadline",
         "finished",
         "flight",
+        "hold",
         "inputs",
         "key",
         "priority",
@@ -83,6 +85,8 @@ class TensorRequest:
         self.flight: object | None = None
         # What it holds of the replica that its session is bound to.
         self.seat: Lease | None = None
+        # Its place in its model's adaptive limit, where that has one.
+        self.hold: ConcurrencyLimit | None = None
         self.finished = False
         self._on_done = on_done
         # Set while the request waits or runs: takes it out of there. Called by `gone`.

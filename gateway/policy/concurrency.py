@@ -76,4 +76,26 @@ class ConcurrencyLimit:
         self._limit = min(max(moved, self._least), self._most)
 
 
+def crowd_of(tolerance: float | None) -> ConcurrencyLimit | None:
+    """A limit with this tolerance; None: none is wanted."""
+    return None if tolerance is None else ConcurrencyLimit(tolerance=tolerance)
+
+
+class RecentLeast:
+    """The least value of the last one to two `window_s`; what is unusually quick is forgotten."""
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        self._window_s, self._ends = window_s, float("-inf")
+        self._old = self._new = float("inf")
+
+    def observe(self, now: float, value: float) -> float:
+        """The least, this value included."""
+        if now >= self._ends:
+            gap = now >= self._ends + self._window_s
+            self._old, self._new = float("inf") if gap else self._new, value
+            self._ends = now + self._window_s
+        self._new = min(self._new, value)
+        return min(self._old, self._new)
+
+
 _ENOUGH = 10  # samples that a move rests on

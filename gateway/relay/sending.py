@@ -19,6 +19,7 @@ from gateway.relay.pool import PoolExhausted
 
 if TYPE_CHECKING:
     from gateway.http_replica import HttpReplica
+    from gateway.policy.concurrency import ConcurrencyLimit
     from gateway.relay.asked import Asked
     from gateway.relay.destination import Destination
 
@@ -39,13 +40,14 @@ class Sending(Answering):
         "_length",
         "_replayable",
         "_request_id",
-        "_sent",
         "began",
         "deadline",
+        "hold",
         "key",
         "pool",
         "priority",
         "replica",
+        "sent",
         "tenant",
     )
 
@@ -79,7 +81,8 @@ class Sending(Answering):
         self.began = exchange.arrived
         self.deadline = self.began + min(asked.deadline_s, destination.timeout_s)
         self.replica: HttpReplica | None = None
-        self._sent = 0.0
+        self.hold: ConcurrencyLimit | None = None  # its place in the pool's adaptive limit
+        self.sent = 0.0
         self._attempt = 0
 
     @property
@@ -135,7 +138,7 @@ class Sending(Answering):
         head = asked.start(replica.host, replica.prefix)
         head += request_end(self.exchange.peer.encode(), self._length, extra)
         self.connection, self.phase = connection, HEAD
-        self._sent = self._since = now
+        self.sent = self._since = now
         self._moved = False
         body = self._body
         if self._length == CHUNKED and body:

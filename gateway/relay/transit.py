@@ -82,6 +82,9 @@ class Transit(Sending):
         if self.deadline <= now:
             self._refuse(DeadlineExceeded("the deadline had passed when the request arrived"))
             return
+        if pool.crowd is not None and (refused := pool.squeeze(self, now)) is not None:
+            self._refuse(refused)
+            return
         self.seek(now)
 
     @property
@@ -133,6 +136,8 @@ class Transit(Sending):
             self._failed(Failure.ERROR, error, Outcome.FAILURE)
             return
         self.phase, self._status, self._headers = FIRST, status, headers
+        if self.hold is not None:
+            self.pool.heard(self)
 
     def upstream_done(self) -> None:
         status, self.connection = self._status, None
@@ -149,6 +154,8 @@ class Transit(Sending):
     def upstream_whole(self, known: Known, body: bytes) -> None:
         """Of a good status only, so it is always accepted."""
         self.connection = None
+        if self.hold is not None:
+            self.pool.heard(self)
         answer = known.answer
         if self.meter is not None:
             self.meter.whole(known.status, body)
@@ -169,7 +176,7 @@ class Transit(Sending):
         if how is Broke.NONSENSE:
             self._failed(Failure.ERROR, error, Outcome.FAILURE)
             return
-        stale = how is Broke.CLOSED_IDLE and self.pool.loop.time() - self._sent < STALE_S
+        stale = how is Broke.CLOSED_IDLE and self.pool.loop.time() - self.sent < STALE_S
         outcome = Outcome.NEUTRAL if stale else Outcome.FAILURE
         self._failed(Failure.LOST, error, outcome, dead=True)
 
@@ -295,7 +302,7 @@ class Transit(Sending):
         lease, permit, replica = self.lease, self.permit, self.replica
         self.lease = self.permit = None
         if lease is not None and permit is not None and replica is not None:
-            self.pool.attempt_ended(replica, lease, permit, self.key, outcome, self._sent)
+            self.pool.attempt_ended(replica, lease, permit, self.key, outcome, self.sent)
 
     def _end(self, how: str) -> None:
         """`how`: done, cancelled, or a failure's code."""

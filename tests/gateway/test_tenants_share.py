@@ -99,3 +99,26 @@ async def test_any_course_of_tenants_ends_every_request_once(tmp_path):
         assert not client.model._live and not len(client.model._dispatcher.queue)
         for replica in client.model.replicas:
             await until(lambda replica=replica: replica.load.in_flight == 0)
+
+
+async def test_an_adaptive_limit_refuses_what_would_wait_and_balances(tmp_path):
+    rng = random.Random(7)
+    async with serving(tmp_path, adaptive_limit=2.0, retries=8) as (client, (fake,), _):
+        crowd = client.model._crowd
+        fake.held = []
+        requests = [client.ask(number) for number in range(50)]
+        assert crowd.in_flight == crowd.limit == 32
+        refused = [o for o in client.outcomes.values() if isinstance(o, GatewayError)]
+        assert {(o.status, o.code) for o in refused} == {(429, "overloaded")}
+        assert len(refused) == 18
+        for request in rng.sample(requests, 10):
+            request.gone()
+        await until(lambda: fake.executed)
+        await fake.stop()
+        fake.held = None
+        await fake.start()
+        await client.all(50)
+        assert crowd.in_flight == 0
+        client.ask(99)
+        assert isinstance((await client.all(51))[99], Answer)
+        client.balance()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy.concurrency import ConcurrencyLimit
+from gateway.policy.concurrency import ConcurrencyLimit, RecentLeast
 
 
 def drive(limit: ConcurrencyLimit, queued: float, served: float, seconds: float, now: float = 0.0):
@@ -109,3 +109,16 @@ def test_it_keeps_its_bounds(samples):
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match="must"):
         ConcurrencyLimit(**options)
+
+
+def test_the_least_of_late_is_remembered_and_then_forgotten():
+    least = RecentLeast(window_s=10.0)
+    assert [least.observe(t, v) for t, v in [(0, 5.0), (1, 2.0), (2, 4.0), (11, 7.0)]] == [
+        5,
+        2,
+        2,
+        2,
+    ]
+    assert least.observe(22.0, 6.0) == 6.0
+    assert least.observe(23.0, 9.0) == 6.0
+    assert least.observe(90.0, 9.0) == 9.0

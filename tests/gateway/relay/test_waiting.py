@@ -113,3 +113,18 @@ async def test_clients_that_leave_the_queue_leave_nothing_behind():
         gate.open.set()
         await until(lambda: relay.counters()["live"] == 0)
         assert len(relay.pool._waiting) == 0
+
+
+async def test_an_adaptive_limit_refuses_what_would_wait_and_balances():
+    async with crowded(model="adaptive_limit = 1.0", keys=False) as (relay, gate):
+        crowd = relay.pool.crowd
+        replies = [await ask(relay, "", n) for n in range(40)]
+        await until(lambda: relay.counters()["accepted"] == 40)
+        assert crowd.in_flight == 32
+        assert sum(reply.status == 429 for reply in replies) == 8
+        relay.clients[0].transport.abort()
+        relay.clients[5].transport.abort()
+        await until(lambda: crowd.in_flight == 30)
+        gate.open.set()
+        await until(lambda: relay.counters()["live"] == 0)
+        assert crowd.in_flight == 0
