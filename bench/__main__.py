@@ -22,6 +22,14 @@ examples:
   python -m bench rivals install
   python -m bench sim batching --quick
 """
+LOAD_EXAMPLES = """\
+examples:
+  python -m bench load --url http://127.0.0.1:8080 --preset digits --rate 2000
+  python -m bench load --url http://127.0.0.1:8080 --mode openai --model smollm2 --connections 8
+  python -m bench load --url ws://127.0.0.1:8080 --mode ws --preset digits
+  python -m bench load --url http://127.0.0.1:8080 --preset digits --ramp 100:20000 --seconds 2
+  python -m bench load --url http://127.0.0.1:8080 --trace requests.jsonl --speed 2
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,10 +72,22 @@ def _run(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "example: python -m bench load --url http://127.0.0.1:8080 --preset digits --rate 2000"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = LOAD_EXAMPLES
+    parser.add_argument("--url", required=True, help="http://…, https://… or, of --mode ws, ws://…")
+    parser.add_argument(
+        "--mode",
+        choices=("http", "sse", "openai", "ws"),
+        default="http",
+        help="what an answer is: one body; a stream of events, each timed; a completion as OpenAI "
+        "has them, streamed unless --whole; a WebSocket message to each of ours (default http)",
     )
-    parser.add_argument("--url", required=True, help="http://… or https://…")
+    parser.add_argument("--model", metavar="NAME", help="openai: the model")
+    parser.add_argument(
+        "--prompt", default="Write a short story.", metavar="TEXT", help="openai: what to ask"
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="openai: at most")
+    parser.add_argument("--whole", action="store_true", help="openai: do not stream")
     parser.add_argument("--preset", choices=("mlp", "digits", "image"), help="a model's request")
     parser.add_argument("--body", type=Path, metavar="FILE", help="what to post; - reads it here")
     parser.add_argument("--method", help="left out: POST with a body, else GET")
@@ -82,7 +102,25 @@ def _load(parser: argparse.ArgumentParser) -> None:
         "each connection sends when it was answered",
     )
     parser.add_argument(
-        "--arrivals", choices=("poisson", "constant"), default="poisson", help="of an open loop"
+        "--arrivals",
+        choices=("poisson", "constant", "bursts"),
+        default="poisson",
+        help="of an open loop; bursts: 0.4 and 1.6 times the rate in turns of a second on average",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="replay recorded requests at their own times: JSON lines with `at`, `body`, `path` "
+        "and `headers` (docs/benchmarks.md)",
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, metavar="X", help="of a trace (default 1)"
+    )
+    parser.add_argument(
+        "--ramp",
+        metavar="FROM:TO[:STEPS]",
+        help="an open loop at one rate after another, --seconds each, until the knee is passed",
     )
     parser.add_argument("--connections", type=int, default=64, metavar="N", help="(default 64)")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="(default 10)")

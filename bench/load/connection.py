@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -21,14 +21,16 @@ BATCH = re.compile(rb'\r\nserver-timing: [^\r]*batch;desc="(\d+)"')
 
 
 class Owner(Protocol):
-    def answered(self, connection: Connection, status: int) -> None: ...
-    def broken(self, connection: Connection, why: str) -> None:
+    """`connection` is a `Connection` or one of the other modes'."""
+
+    def answered(self, connection: Any, status: int) -> None: ...
+    def broken(self, connection: Any, why: str) -> None:
         """The request failed without an answer; the connection is gone."""
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, connection: Any) -> None:
         """Closed by the server between requests."""
 
-    def told(self, connection: Connection, rows: int) -> None:
+    def told(self, connection: Any, rows: int) -> None:
         """The answer says how many rows were executed together."""
 
 

@@ -8,7 +8,6 @@ generator itself: nothing is omitted because the server was slow (no coordinated
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 import time
 from collections import deque
@@ -16,7 +15,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from bench.load import websocket
+from bench.load.arrivals import Due, arrivals
 from bench.load.connection import Connection, render
+from bench.load.events import EventConnection
 from bench.load.histogram import Histogram
 from bench.load.spec import LoadReport, LoadSpec
 from bench.load.ticker import Ticker
@@ -41,19 +43,21 @@ class Drive:
         self, spec: LoadSpec, progress: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self._spec, self._progress = spec, progress
-        self._request = render(spec)
+        self._request = render(spec) if spec.mode != "ws" else websocket.render(spec)
         self._report = LoadReport()
         self._recent = Histogram()
         self._loop = asyncio.get_running_loop()
-        self._connections: set[Connection] = set()
-        self._idle: deque[Connection] = deque()
-        self._waiting: deque[tuple[float, bool]] = deque()
+        self._connections: set[Any] = set()
+        self._idle: deque[Any] = deque()
+        # Requests that are due and have no connection yet: since when, whether counted, the bytes.
+        self._waiting: deque[tuple[float, bool, bytes]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
-        self._random = random.Random(spec.seed)
+        self._due: Due = iter(())
         self._ticker = Ticker(self._loop, self._arrive)
         self._over = False
         self._idle_now = asyncio.Event()
-        self._next = self._from = self._until = 0.0
+        self._start = self._next = self._from = self._until = 0.0
+        self._upcoming = b""
         self._failed_told = 0
 
     async def run(self) -> LoadReport:
@@ -64,13 +68,17 @@ class Drive:
         self._from = start + spec.warmup_s
         self._until = self._from + spec.seconds
         metered: tuple[float, float] | None = None
-        if spec.rate is None:
+        if spec.open_loop:
+            self._start = start
+            self._due = arrivals(
+                spec, self._request, render if spec.mode != "ws" else websocket.render
+            )
+            self._advance()
+            self._ticker.at(self._next)
+        else:
             for connection in list(self._idle):
                 self._idle.remove(connection)
                 self._send(connection, time.monotonic())
-        else:
-            self._next = start + self._gap()
-            self._ticker.at(self._next)
         while (now := time.monotonic()) < self._until:
             if metered is None and now >= self._from:
                 metered = now, time.process_time()
@@ -85,17 +93,22 @@ class Drive:
 
     # --------------------------------------------------------------------------- the two loops
 
-    def _send(self, connection: Connection, since: float, counted: bool | None = None) -> None:
+    def _send(
+        self,
+        connection: Any,
+        since: float,
+        counted: bool | None = None,
+        request: bytes | None = None,
+    ) -> None:
         connection.counted = since >= self._from if counted is None else counted
         if connection.counted:
             self._report.sent += 1
-        connection.send(self._request, since)
+        connection.send(self._request if request is None else request, since)
 
-    def _gap(self) -> float:
-        assert self._spec.rate is not None
-        if self._spec.arrivals == "poisson":
-            return self._random.expovariate(self._spec.rate)
-        return 1 / self._spec.rate
+    def _advance(self) -> None:
+        """To the next request that will be due; none: never."""
+        after, self._upcoming = next(self._due, (float("inf"), b""))
+        self._next = self._start + after
 
     def _arrive(self) -> None:
         """What is due, but not all of it at once: answers have to be read meanwhile."""
@@ -108,23 +121,22 @@ class Drive:
             if counted:
                 self._report.late.record(int((now - since) * 1e9))
             if self._idle:
-                self._send(self._idle.popleft(), since, counted)
+                self._send(self._idle.popleft(), since, counted, self._upcoming)
             else:
-                self._waiting.append((since, counted))
+                self._waiting.append((since, counted, self._upcoming))
                 self._report.backlog = max(self._report.backlog, len(self._waiting))
-            self._next += self._gap()
+            self._advance()
         if self._next < self._until:
             self._ticker.at(self._next)
 
-    def _free(self, connection: Connection) -> None:
+    def _free(self, connection: Any) -> None:
         """It can take a request: the next one of its loop, if there is one."""
-        if self._spec.rate is None:
+        if not self._spec.open_loop:
             if not self._over:
                 self._send(connection, time.monotonic())
                 return
         elif self._waiting:
-            since, counted = self._waiting.popleft()
-            self._send(connection, since, counted)
+            self._send(connection, *self._waiting.popleft())
             return
         self._idle.append(connection)
         if self._over:
@@ -132,7 +144,7 @@ class Drive:
 
     # ---------------------------------------------------------------- what connections tell us
 
-    def answered(self, connection: Connection, status: int) -> None:
+    def answered(self, connection: Any, status: int) -> None:
         if connection.counted:
             self._count(connection, status)
         if connection.usable:
@@ -140,10 +152,10 @@ class Drive:
         else:
             self._replace(connection)
 
-    def _count(self, connection: Connection, status: int) -> None:
+    def _count(self, connection: Any, status: int) -> None:
         report = self._report
         now = time.monotonic()
-        if self._spec.rate is None and now > self._until:
+        if not self._spec.open_loop and now > self._until:
             # A closed loop counts what ended in its time, and no request that did not.
             report.sent -= 1
             return
@@ -156,20 +168,26 @@ class Drive:
             if self._progress is not None:
                 self._recent.record(nanoseconds)
 
-    def broken(self, connection: Connection, why: str) -> None:
+    def broken(self, connection: Any, why: str) -> None:
         if connection.counted:
             self._failed(why, connection.since)
         self._replace(connection)
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, connection: Any) -> None:
         if connection in self._idle:
             self._idle.remove(connection)
         self._replace(connection)
 
-    def told(self, connection: Connection, rows: int) -> None:
+    def told(self, connection: Any, rows: int) -> None:
         if connection.counted and rows:
             self._report.timed += 1
             self._report.batches += 1 / rows
+
+    def events(self, connection: Any, count: int, waited: float, first: bool) -> None:
+        if connection.counted:
+            self._report.events += count
+            histogram = self._report.first if first else self._report.gaps
+            histogram.record(int(waited * 1e9))
 
     def _failed(self, why: str, since: float) -> None:
         """Unanswered: it took at least so long, which is what the percentiles get."""
@@ -190,18 +208,25 @@ class Drive:
 
     async def _connect(self) -> None:
         parts = urlsplit(self._spec.url)
-        secure = ssl.create_default_context() if parts.scheme == "https" else None
+        secure = ssl.create_default_context() if parts.scheme in ("https", "wss") else None
         port = parts.port or (443 if secure else 80)
         _, connection = await self._loop.create_connection(
-            lambda: Connection(self, timing=self._spec.timing),
-            parts.hostname or "",
-            port,
-            ssl=secure,
+            self._make, parts.hostname or "", port, ssl=secure
         )
+        if isinstance(connection, websocket.SocketConnection):
+            await connection.opened
         self._connections.add(connection)
         self._idle.append(connection)
 
-    def _replace(self, connection: Connection) -> None:
+    def _make(self) -> Any:
+        mode = self._spec.mode
+        if mode == "ws":
+            return websocket.SocketConnection(self, self._spec)
+        if mode == "http":
+            return Connection(self, timing=self._spec.timing)
+        return EventConnection(self, openai=mode == "openai")
+
+    def _replace(self, connection: Any) -> None:
         self._forget(connection)
         if self._over and not self._waiting:
             self._idle_now.set()
@@ -222,7 +247,7 @@ class Drive:
                 self._free(self._idle.pop())
                 return
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: Any) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
             self._report.received += connection.received
@@ -258,13 +283,13 @@ class Drive:
                 self._sweep()
         for task in self._opening:
             task.cancel()
-        for since, counted in self._waiting:
+        for since, counted, _ in self._waiting:
             if counted:
                 self._report.sent += 1
                 self._failed("never sent", since)
         self._waiting.clear()
         for connection in list(self._connections):
-            if connection.busy and self._spec.rate is None:
+            if connection.busy and not self._spec.open_loop:
                 self._report.sent -= int(connection.counted)
                 connection.counted = False
             connection.abandon("timeout")
@@ -272,6 +297,6 @@ class Drive:
         self._ticker.close()
 
     def _unanswered(self) -> bool:
-        if self._spec.rate is None:
+        if not self._spec.open_loop:
             return False  # what is under way is not counted
         return bool(self._waiting) or any(c.busy for c in self._connections)

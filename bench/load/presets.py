@@ -67,6 +67,24 @@ PRESETS = {
 }
 
 
+def chat(model: str, prompt: str, max_tokens: int, *, stream: bool) -> bytes:
+    """An OpenAI chat completion; a stream also tells its usage."""
+    asked = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    found = {**asked, "max_tokens": max_tokens, "stream": stream}
+    if stream:
+        found["stream_options"] = {"include_usage": True}
+    return json.dumps(found).encode()
+
+
+def as_message(spec: LoadSpec) -> LoadSpec:
+    """An OIP request in JSON as a message of `/ws`, to the model in its path."""
+    parts = urlsplit(spec.url)
+    model = parts.path.removeprefix("/v2/models/").removesuffix("/infer")
+    found = {"type": "infer", "id": "1", "model_name": model, **json.loads(spec.body)}
+    url = parts._replace(scheme="ws", path="/ws").geturl()
+    return replace(spec, mode="ws", url=url, body=json.dumps(found).encode(), headers={})
+
+
 def with_preset(spec: LoadSpec, preset: Preset) -> LoadSpec:
     body, headers = preset.make(random.Random(spec.seed))
     bare = urlsplit(spec.url).path in ("", "/")

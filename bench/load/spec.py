@@ -1,7 +1,7 @@
 """What a load is and what it found, as they travel to and from the generator's process.
 
-Owns both forms. `rate` None is a closed loop: every connection sends when it was answered. With a
-rate it is an open loop: requests have intended times, whatever the answers take.
+Owns both forms. Without a rate and a trace it is a closed loop: every connection sends when it was
+answered. With one it is an open loop: requests have intended times, whatever the answers take.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from bench.load.histogram import Histogram
 
 # A generator that uses this much of a core, or sends this late, measures itself.
 BUSY, LATE_S = 0.9, 0.001
+MODES = ("http", "sse", "openai", "ws")
+ARRIVALS = ("poisson", "constant", "bursts")
+HISTOGRAMS = ("latency", "late", "first", "gaps")
+SCHEMES = {"ws": ("ws", "wss")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
-    """Seconds throughout. Requests in the first `warmup_s` are sent and not counted. `arrivals`:
-    "poisson" or "constant", for a rate. `timing`: ask Penstock with each request how many rows the
-    device executed together."""
+    """Seconds throughout. Requests in the first `warmup_s` are sent and not counted. `mode`: what
+    an answer is (MODES); `arrivals`: of a rate (ARRIVALS); `trace`: a file of `load.trace`,
+    replayed `speed` times as fast, of which this process takes `part` of `parts`. `timing`: ask
+    Penstock with each request how many rows the device executed together."""
 
     url: str
     method: str = "POST"
@@ -36,11 +41,25 @@ class LoadSpec:
     timeout_s: float = 30.0
     timing: bool = False
     seed: int = 1
+    mode: str = "http"
+    trace: str | None = None
+    speed: float = 1.0
+    part: int = 0
+    parts: int = 1
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f'expected a URL such as "http://127.0.0.1:8080/", got {self.url!r}')
+        if self.mode not in MODES or self.arrivals not in ARRIVALS:
+            known = f"{', '.join(MODES)}; {', '.join(ARRIVALS)}"
+            raise ValueError(f"no mode {self.mode!r} or arrivals {self.arrivals!r}: {known}")
+        schemes = SCHEMES.get(self.mode, ("http", "https"))
+        if parts.scheme not in schemes or not parts.hostname:
+            example = f"{schemes[0]}://127.0.0.1:8080/"
+            raise ValueError(f"expected a URL such as {example!r}, got {self.url!r}")
+        if self.trace is not None and (self.rate is not None or self.warmup_s):
+            raise ValueError("a trace has its own times: leave the rate and the warm-up out")
+        if not self.speed > 0:
+            raise ValueError(f"the speed must be above 0, got {self.speed:g}")
         if self.method == "HEAD":
             raise ValueError("HEAD is not supported: its answers have lengths without bodies")
         if self.rate is not None and not self.rate > 0:
@@ -56,7 +75,13 @@ class LoadSpec:
             connections=self.connections // count + extra,
             rate=None if self.rate is None else self.rate / count,
             seed=self.seed + index * 7919,  # other arrivals in each
+            part=index,
+            parts=count,
         )
+
+    @property
+    def open_loop(self) -> bool:
+        return self.rate is not None or self.trace is not None
 
     def to_json(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -74,7 +99,9 @@ class LoadReport:
     time in an open loop. `refused`: attempts to open a connection
     anew that failed. `late`: how long after its intended time the generator got to a request,
     which is its own fault. `backlog`: the most requests that waited for a free connection. `timed`
-    answers told their batch; each is 1/rows of one, and `batches` is the sum of that."""
+    answers told their batch; each is 1/rows of one, and `batches` is the sum of that. Of streams:
+    how many `events` came, the time to the `first` of each, and the `gaps` between those after it
+    (events that came together are one gap)."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -87,9 +114,12 @@ class LoadReport:
     backlog: int = 0
     timed: int = 0
     batches: float = 0.0
+    events: int = 0
     cpu_share: float = 0.0
     latency: Histogram = field(default_factory=Histogram)
     late: Histogram = field(default_factory=Histogram)
+    first: Histogram = field(default_factory=Histogram)
+    gaps: Histogram = field(default_factory=Histogram)
 
     @property
     def rate(self) -> float:
@@ -128,20 +158,21 @@ class LoadReport:
             "backlog",
             "timed",
             "batches",
+            "events",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, its in ((self.statuses, other.statuses), (self.errors, other.errors)):
             for key, count in its.items():
                 mine[key] = mine.get(key, 0) + count
         self.cpu_share = max(self.cpu_share, other.cpu_share)
-        self.latency.add(other.latency)
-        self.late.add(other.late)
+        for name in HISTOGRAMS:
+            getattr(self, name).add(getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**found, "latency": self.latency.to_json(), "late": self.late.to_json()}
+        return {**found, **{name: getattr(self, name).to_json() for name in HISTOGRAMS}}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> LoadReport:
-        histograms = {name: Histogram.from_json(found[name]) for name in ("latency", "late")}
+        histograms = {name: Histogram.from_json(found[name]) for name in HISTOGRAMS}
         return cls(**{**found, **histograms})

@@ -35,7 +35,7 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
             runner.run(_run(asked))
-    except (CannotConnect, ValueError) as error:
+    except (CannotConnect, ValueError, OSError) as error:
         _say("error", str(error))
         return 1
     return 0
