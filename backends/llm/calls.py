@@ -19,7 +19,7 @@ from backends.errors import BackendError, BadFrame, Cancelled, DeadlineExceeded
 from backends.events import Events
 from backends.llm.asked import Asked
 from backends.llm.generation import Generation, GenerationEngine, Output
-from backends.llm.prepare import SMALL, Preparation
+from backends.llm.prepare import Preparation
 from backends.llm.reply import Reply
 from backends.llm.text import TextModel
 from backends.server import Connection
@@ -109,7 +109,7 @@ class Calls:
         live = Live(connection, frame.id, call, frame.data)
         self._live[connection, frame.id] = live
         try:
-            if len(frame.data) <= SMALL:
+            if self._preparation.quick(frame.data):
                 self._begin(live, self._preparation.now(call.surface, frame.data, text))
             else:
                 prepared = self._preparation.later(call.surface, frame.data, text)

@@ -31,6 +31,8 @@ PARSERS: dict[str, Parse] = {
 }
 # About a millisecond of tokenising.
 SMALL = 4096
+# Fields whose grammars may take long to compile, though they are short.
+_SLOW = (b'"json_schema"', b'"regex"', b'"guided_', b'"tools"')
 THREADS = 2
 MAX_BODY, MAX_WAITING_BYTES = 64 << 20, 256 << 20
 
@@ -40,6 +42,10 @@ class Preparation:
         self._setting = setting
         self._threads = ThreadPoolExecutor(THREADS, "prepare")
         self._bytes = 0
+
+    def quick(self, body: Buffer) -> bool:
+        """It takes no longer than a loop may stand still."""
+        return len(body) <= SMALL and not any(mark in bytes(body) for mark in _SLOW)
 
     def now(self, surface: str, body: Buffer, text: TextModel) -> Asked:
         """Raises BackendError."""

@@ -43,6 +43,23 @@ CRASHED_EVERY_S = 1.0
 LEAST_TOKENS = 8
 
 
+# (config, emit, crashed): both are called on the device thread.
+Build = Callable[
+    [ReplicaConfig, "Callable[[list[Output]], None]", Callable[[BaseException], None]],
+    "tuple[LlmLoader, Machine]",
+]
+
+
+def _build(
+    config: ReplicaConfig,
+    emit: Callable[[list[Output]], None],
+    crashed: Callable[[BaseException], None],
+) -> tuple[LlmLoader, Machine]:
+    from backends.llm.boot import build
+
+    return build(config, emit, crashed)
+
+
 class Answered(NamedTuple):
     """What a version did for one call: see `backends.follower.Ran`. Rows are calls that ran beside
     it, seconds are those of a token."""
@@ -59,12 +76,18 @@ class LlmReplica:
     """An engine for `Server`. `start` it once the loop runs; `drain`, wait `settled`, `close`.
 
     `imported` is called in the background once everything that takes memory for good is there.
+    `build` makes what serves, in the background too.
     """
 
     def __init__(
-        self, config: ReplicaConfig, events: Events, imported: Callable[[], None] = lambda: None
+        self,
+        config: ReplicaConfig,
+        events: Events,
+        imported: Callable[[], None] = lambda: None,
+        build: Build | None = None,
     ) -> None:
         self._config, self._events, self._imported = config, events, imported
+        self._build = build or _build
         self._loop = asyncio.get_running_loop()
         self.server = Server(self, events)
         self._control = Control(self, events)
@@ -233,7 +256,7 @@ class LlmReplica:
     def _boot(self) -> None:
         began = time.monotonic()
         try:
-            loader, machine = self._build()
+            loader, machine = self._build(self._config, self._emit, self._crashed)
             from backends.source import Source
 
             source = Source(self._config, self._events, lambda: self._post(self.changed))
@@ -242,11 +265,6 @@ class LlmReplica:
             self._post(self._follow, loader, machine, source)
         except BaseException as error:  # a defect of ours must be told of, not swallowed
             self._post(self._fail, str(error) or type(error).__name__)
-
-    def _build(self) -> tuple[LlmLoader, Machine]:
-        from backends.llm.boot import build
-
-        return build(self._config, self._emit, self._crashed)
 
     def _emit(self, outputs: list[Output]) -> None:
         self._post(self._deliver, outputs)

@@ -25,7 +25,7 @@ from backends.llm.structured.grammar import (
 from backends.llm.structured.utf8 import utf8_ranges
 
 # A grammar beyond that is a mistake or an attack: building it would hold up others.
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 NEVER = 1 << 30
 
 

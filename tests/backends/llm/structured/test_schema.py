@@ -1,0 +1,182 @@
+"""JSON Schema: whatever the masks permit is valid, and what is usual is permitted."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.llm.errors import BadGrammar
+from backends.llm.structured.grammars import Grammars
+from tests.backends.llm.structured.walks import VOCABULARY, permits, tokens_of, valid, walk
+
+GRAMMARS = Grammars()
+
+
+def masks(schema):
+    return GRAMMARS.schema(VOCABULARY, schema, "s")
+
+
+NODE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+            "required": ["next"],
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+SCHEMAS = [
+    {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}},
+    {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "required": ["b"]},
+    {"type": "object", "additionalProperties": {"type": "boolean"}},
+    {"type": "object", "additionalProperties": False},
+    {"type": "object"},
+    {"type": "array", "items": {"enum": [1, "two", None, {"x": [1.5]}]}, "minItems": 1},
+    {"type": "array", "maxItems": 2},
+    {"type": "array", "prefixItems": [{"type": "null"}, {"type": "integer"}], "items": False},
+    {"type": ["string", "null"], "maxLength": 3},
+    {"type": "string", "minLength": 2, "maxLength": 4},
+    {"type": "string", "pattern": '^[a-c"\\\\]{2,3}$'},
+    {"type": "string", "pattern": "b+"},
+    {"type": "string", "enum": ["a", "é\n"]},
+    {"type": "integer", "minimum": -12, "maximum": 120},
+    {"type": "integer", "exclusiveMinimum": 7},
+    {"type": "integer", "exclusiveMaximum": -7},
+    {"type": "number"},
+    {"anyOf": [{"type": "integer"}, {"type": "object", "properties": {"a": {"const": 1}}}]},
+    {"oneOf": [{"type": "string"}, {"type": "boolean"}]},
+    {"allOf": [{"type": "boolean"}], "description": "one of them changes nothing"},
+    {"properties": {"a": {"type": "null"}}, "required": ["a"], "title": "T"},
+    {"minItems": 2},
+    True,
+    NODE,
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
+def test_what_masks_permit_is_valid(schema):
+    ended = 0
+    for seed in range(12):
+        text = walk(masks(schema), seed, most=150)
+        if text is not None:
+            ended += 1
+            value = json.loads(text)
+            assert valid(value, schema), text
+            orjson.loads(text)  # and other readers take it too
+    assert ended > 2
+
+
+plain = st.sampled_from(
+    [
+        {"type": "string", "maxLength": 2},
+        {"type": "integer", "minimum": 0, "maximum": 9},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"enum": ["x", 3]},
+    ]
+)
+schemas = st.recursive(
+    plain,
+    lambda inner: st.one_of(
+        st.builds(
+            lambda parts, some: {
+                "type": "object",
+                "properties": parts,
+                "required": [name for name in parts if name in some],
+            },
+            st.dictionaries(st.sampled_from("pqr"), inner, min_size=1),
+            st.sets(st.sampled_from("pqr")),
+        ),
+        st.builds(lambda item: {"type": "array", "items": item, "maxItems": 2}, inner),
+        st.builds(lambda a, b: {"anyOf": [a, b]}, inner, inner),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schema=schemas, seed=st.integers(0, 1000))
+def test_any_schema_of_what_is_supported(schema, seed):
+    text = walk(masks(schema), seed, most=250)
+    assert text is None or valid(json.loads(text), schema)
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.integers(-1200, 1200), size=st.integers(0, 1500), number=st.integers(-3000, 3000))
+def test_integers_between_bounds(low, size, number):
+    schema = {"type": "integer", "minimum": low, "maximum": low + size}
+    assert permits(masks(schema), str(number)) == (low <= number <= low + size)
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_the_usual_ways_to_write_json(indent):
+    value = {"a": 'x"\\\n\u00e9', "b": [1, -2.5e3, True, None], "c": {}, "d": []}
+    text = json.dumps(value, indent=indent)
+    assert permits(GRAMMARS.json(VOCABULARY), text)
+    assert permits(masks({"type": "object"}), json.dumps(value, separators=(",", ":")))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a":01}', '{"a":1}}', '{"a":"\\ud800"}', '{"a" :1}', "{}\n"]
+)
+def test_what_is_no_json_object(text):
+    assert not permits(GRAMMARS.json(VOCABULARY), text)
+
+
+def test_json_ends_where_its_object_does():
+    ended = [walk(GRAMMARS.json(VOCABULARY), seed, hurry=0.8) for seed in range(30)]
+    assert all(isinstance(json.loads(text), dict) for text in ended if text is not None)
+    assert sum(text is not None for text in ended) > 15
+
+
+def test_nesting_has_an_end_and_no_dead_end():
+    """At the deepest level that is allowed, only what can still be closed may be opened."""
+    mask = GRAMMARS.json(VOCABULARY)()
+    for byte in b'{"":':
+        assert not mask.accept(byte)
+    depth = 0
+    while ord("[") in tokens_of(mask):
+        assert not mask.accept(ord("["))
+        depth += 1
+    assert 20 < depth < 70 and {ord("]"), ord("0")} <= set(tokens_of(mask))
+    for _ in range(depth):
+        assert not mask.accept(ord("]"))
+    assert mask.accept(ord("}"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a/not: this keyword"),
+        ({"type": "object", "patternProperties": {}}, "#/patternProperties: this keyword"),
+        ({"type": "array", "items": {"type": "strin"}}, "#/items/type: expected one of"),
+        ({"type": "number", "minimum": 1}, "#/minimum: not supported for numbers"),
+        ({"type": "integer", "minimum": "1"}, "#/minimum: expected an integer"),
+        ({"type": "integer", "minimum": 2, "maximum": 1}, "no integer from 2 to 1"),
+        ({"type": "integer", "multipleOf": 2}, "#/multipleOf: this keyword"),
+        ({"type": "string", "format": "hostname"}, "#/format: expected one of date"),
+        ({"type": "string", "pattern": "(?=x)"}, "#/pattern: look-around"),
+        ({"type": "string", "pattern": "a", "maxLength": 3}, "#/pattern: not supported with"),
+        ({"type": "object", "required": ["x"]}, "#/required: 'x' is not among the properties"),
+        ({"$ref": "#/$defs/x"}, "#/$ref: there is no #/$defs/x"),
+        ({"$ref": "http://x"}, "only references within the schema"),
+        ({"$ref": "#", "type": "object"}, "#/type: not supported beside $ref"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf: supported only where"),
+        ({"allOf": [{}, {}]}, "#/allOf: more than one"),
+        ({"anyOf": []}, "#/anyOf: expected at least one"),
+        ({"enum": [1], "type": "string"}, "#/enum: no value has the type"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "#/maxItems: it is below"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no text has the form"),
+        (False, "no text has the form"),
+        ([], "#: expected an object or a boolean"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_with_its_path(schema, said):
+    with pytest.raises(BadGrammar) as found:
+        masks(schema)
+    assert said in found.value.message and found.value.param == "s"
