@@ -204,6 +204,11 @@ class HttpFleet:
             for replica in list(pool.replicas):
                 await replica.met.wait()
 
+    def say_goodbye(self) -> None:
+        """The gateway is going down: close the WebSockets that pass through it."""
+        for pool in self._pools.values():
+            pool.say_goodbye()
+
     async def close(self) -> None:
         for pool in self._pools.values():
             pool.close(NoReplica("the gateway is stopping"))

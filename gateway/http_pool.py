@@ -294,6 +294,11 @@ class HttpPool:
         if len(self._waiting):
             self._pump_soon()
 
+    def say_goodbye(self) -> None:
+        """Close the WebSockets that pass through."""
+        for transit in list(self._live):
+            transit.say_goodbye()
+
     def close(self, error: GatewayError) -> None:
         """End every transit."""
         for transit in list(self._live):

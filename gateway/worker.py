@@ -202,6 +202,7 @@ class Worker:
         """Take no more, let what is there end within the grace, then go."""
         if self._serving is not None:
             grace_s = arguments["grace_s"]
+            self._serving.fleet.http.say_goodbye()
             drained = asyncio.gather(
                 self._serving.lane.drain(grace_s), self._serving.sockets.drain(grace_s)
             )

@@ -13,6 +13,7 @@ from gateway.errors import GatewayError
 from gateway.lane import Exchange
 from gateway.relay.connection import Headers, UpstreamConnection
 from gateway.relay.events import HEARTBEAT, EventGate
+from gateway.relay.goodbye import Leaving, to_client, to_upstream
 from gateway.relay.head import read_answer, upgrade_fields
 from gateway.relay.reply import error_event
 
@@ -35,7 +36,9 @@ class Answering:
         "_gate",
         "_headers",
         "_held_back",
+        "_inward",
         "_moved",
+        "_outward",
         "_pieces",
         "_since",
         "_status",
@@ -58,6 +61,9 @@ class Answering:
         self._headers: Headers = []
         self._pieces: list[bytes] = []
         self._gate: EventGate | None = None
+        # A WebSocket's two directions: to the client, and to the upstream.
+        self._outward: Leaving | None = None
+        self._inward: Leaving | None = None
         self._held_back = False  # the upstream, by a slow client
         # Activity, noted without a clock: the tick that sees `_moved` sets `_since`.
         self._moved = False
@@ -87,6 +93,8 @@ class Answering:
         exchange.on_writable = self.client_writable
         exchange.on_body, exchange.on_body_end = self._tunnel_body, self._tunnel_end
         self.phase, self.started, self._moved = TUNNEL, True, True
+        if (self.exchange.header(b"upgrade") or b"").lower() == b"websocket":
+            self._outward, self._inward = to_client(), to_upstream()
         exchange.start(101, fields=upgrade_fields(self._headers) + self.own_fields())
         if early:
             self._pieces.append(early)
@@ -94,8 +102,33 @@ class Answering:
 
     def _tunnel_body(self, piece: bytes) -> None:
         self._moved = True
-        if self.connection is not None and not self.connection.send(piece):
+        if self._inward is not None:
+            piece = self._inward.pass_on(piece)
+        if self.connection is not None and piece and not self.connection.send(piece):
             self.exchange.pause_body()
+        self._part()
+
+    def say_goodbye(self) -> None:
+        """The gateway is going down: a WebSocket is closed to both sides, between two frames."""
+        outward, inward = self._outward, self._inward
+        if self.phase != TUNNEL or outward is None or inward is None:
+            return
+        if said := outward.leave():
+            self.exchange.write(said)
+        if (said := inward.leave()) and self.connection is not None:
+            self.connection.send(said)
+        self._part()
+
+    def _part(self) -> None:
+        """Once both sides have been told that it is over, it is."""
+        outward, inward = self._outward, self._inward
+        if outward is not None and inward is not None and outward.said and inward.said:
+            self._outward = self._inward = None
+            self.parted()
+
+    def parted(self) -> None:
+        """The two sides of a tunnel have nothing more to say to each other."""
+        raise NotImplementedError
 
     def _tunnel_end(self) -> None:
         if self.connection is not None:
@@ -116,12 +149,16 @@ class Answering:
         pieces.clear()
         if self._gate is not None:
             data = self._gate.feed(data)
+        elif self._outward is not None:
+            data = self._outward.pass_on(data)
         if self.meter is not None and data and self._status < 400:
             data = self.meter.piece(data, events=self._gate is not None)
         if data and not self.exchange.write(data):
             self._held_back = True
             if self.connection is not None:
                 self.connection.pause()
+        if self._outward is not None:
+            self._part()
 
     def _start(self) -> None:
         answer = read_answer(self._headers)

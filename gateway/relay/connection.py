@@ -168,6 +168,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None and not self.lost and self._transport.can_write_eof():
             self._transport.write_eof()
 
+    def leave(self, within_s: float) -> None:
+        """Nobody is interested in this connection any more; what was sent still arrives."""
+        self._sink = _NOBODY
+        self.half_close()
+        asyncio.get_running_loop().call_later(within_s, self.abort)
+
     def abort(self) -> None:
         """Give the exchange up: the upstream learns of it by the closed connection, at once."""
         self._sink, self._unsent = None, b""

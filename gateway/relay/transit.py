@@ -40,6 +40,8 @@ STALE_S = 0.05
 WORTH_READING = 64 * 1024
 # A tunnel without a byte in either direction.
 TUNNEL_IDLE_S = 3600.0
+# An upstream that has been told goodbye closes its end within this.
+PARTING_S = 1.0
 # Where the upstream does not say how long it is busy.
 BUSY_S = 0.5
 LONGEST_BUSY_S = 30.0
@@ -150,6 +152,16 @@ class Transit(Sending):
             self._answer_whole()
         self._give_back(outcome)
         self._end("done" if status < 500 else f"http_{status}")
+
+    def parted(self) -> None:
+        """The lane reads on for a moment, so that the client gets its close frame; the upstream
+        closes when it has read ours, or is cut off."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.leave(PARTING_S)
+        self.exchange.end()
+        self._give_back(Outcome.SUCCESS)
+        self._end("done")
 
     def upstream_whole(self, known: Known, body: bytes) -> None:
         """Of a good status only, so it is always accepted."""
