@@ -116,6 +116,7 @@ class NativeReplica:
             "reload": status.reload,
             "reload_to": status.reload_to,
             "channel": status.channel,
+            "crowded": status.crowded,
             "pid": status.pid,
             "weight": load.weight,
             "drained": load.drained,

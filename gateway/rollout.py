@@ -12,7 +12,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.config import ConfigError, Problem, ReplicaConfig
 from gateway.config_lines import key_lines, line_of
@@ -114,6 +114,46 @@ class Rollout:
                 await self._replace(replica)
                 self._fleet.events.add("replace", replica.name, "has a new process")
             return [replica.name for replica in spawned]
+
+    async def make_room(self, name: str, version: str) -> None:
+        """The replica cannot hold `version` beside the one that it serves: a new process can, once
+        the old one has ended, if the model's other replicas serve meanwhile."""
+        async with self._lock:
+            fleet = self._fleet
+            found = {each.name: each for _, each in fleet.settings.config.replicas()}.get(name)
+            if found is None or not found.spawned or not await self._crowded(name, version):
+                return
+            if not await self._others_serve(name):
+                why = f"has no room for {version} beside what it serves, and no other replica does"
+                fleet.events.add("replace", name, f"{why}: give it memory, or a second replica")
+                return
+            fleet.events.add("replace", name, f"gets a new process, which has room for {version}")
+            try:
+                await self._replace_in_place(found)
+            except ControlError as error:
+                log.error("%s: %s", name, error)
+
+    async def _crowded(self, name: str, version: str) -> bool:
+        """Whether it still says so: others may have had their turn first."""
+        status = await self._seen(name)
+        return status is not None and status.get("crowded") == version
+
+    async def _others_serve(self, name: str) -> bool:
+        for model in (await self._fleet.operations.status())["models"]:
+            names = {replica["name"] for replica in model["replicas"]}
+            if name in names:
+                return any(
+                    replica["state"] == "ready" and replica["name"] != name
+                    for replica in model["replicas"]
+                )
+        return False
+
+    async def _seen(self, name: str) -> dict[str, Any] | None:
+        for model in (await self._fleet.operations.status())["models"]:
+            for replica in model["replicas"]:
+                if replica["name"] == name:
+                    return dict(replica)
+        return None
 
     async def _apply(self, new: Settings) -> list[str]:
         fleet, old = self._fleet, self._fleet.settings

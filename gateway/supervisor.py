@@ -191,6 +191,9 @@ class Supervisor:
             await replica.child.stop(grace_s)
             self.replicas.pop(name, None)
 
+    async def make_room(self, replica: str, version: str) -> None:
+        await self._rollout.make_room(replica, version)
+
     async def replace(self, model: str) -> list[str]:
         return await self._rollout.replace(model)
 

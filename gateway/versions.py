@@ -28,6 +28,8 @@ STEER_S = 1.0
 CALL_S = 5.0
 # A channel is moved once every byte of the version was read.
 POINT_S = 600.0
+# A replica that has no room for two versions gets a new process at most so often.
+ROOM_S = 30.0
 # A replica that starts is met soon: what it must not load, it has to hear before.
 RECONNECT_S = (0.05, 1.0)
 
@@ -42,6 +44,9 @@ class Running(Protocol):
 
     runtime: Path
 
+    async def make_room(self, replica: str, version: str) -> None:
+        """End its process and start another, which has room for the version."""
+
 
 class Versions:
     """`run` it beside the replicas; it follows changes of the configuration by itself."""
@@ -52,6 +57,8 @@ class Versions:
         self._canaries: dict[str, Canary] = {}
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # When the replicas that need a new process may have one again.
+        self._crowded: dict[str, float] = {}
 
     async def run(self, count: Callable[[], Awaitable[list[Family]]]) -> None:
         """Until cancelled. `count` gives the metrics of all workers."""
@@ -163,6 +170,14 @@ class Versions:
         now = asyncio.get_running_loop().time()
         self._note(rolling.heard(link.name, view, now))
         self._follow_up(link.model.name)
+        if status.crowded and status.crowded not in rolling.bad:
+            self._make_room(link.name, status.crowded, now)
+
+    def _make_room(self, replica: str, version: str, now: float) -> None:
+        if now >= self._crowded.get(replica, 0.0):
+            self._crowded = {n: due for n, due in self._crowded.items() if n in self._links}
+            self._crowded[replica] = now + ROOM_S
+            self._own(self._running.make_room(replica, version))
 
     def gone(self, link: _Link) -> None:
         rolling = self._models.get(link.model.name)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.e2e.fleet import GatewayProcess
+from tests.e2e.fleet import GatewayProcess, get_json
 from tests.e2e.publishing import publish_stamp, replica_file
 from tests.e2e.test_loop import until
 from tests.e2e.traffic import steady
@@ -67,3 +67,39 @@ async def test_a_process_that_cannot_take_the_place_leaves_the_old_one_in_it(alo
         await until("the new one", lambda: alone.replicas()[0].get("slots") == 3)
     assert record.failures == []
     assert alone.replicas()[0]["pid"] != before["pid"]
+
+
+async def test_replicas_without_room_for_two_versions_take_the_next_one_in_turn(tmp_path):
+    publish_stamp(tmp_path / "run", 1)
+    file = replica_file(tmp_path, tmp_path / "run", tier="process", poll_s=0.05)
+    gateway = GatewayProcess(
+        tmp_path,
+        '[[models]]\nname = "stamp"\n[[models.replicas]]\n'
+        f'name = "stamp"\ncount = 2\nspawn = "{file}"\n',
+    )
+    gateway.wait_ready()
+    await until("both", lambda: {r["state"] for r in gateway.replicas()} == {"ready"})
+    before = {replica["pid"] for replica in gateway.replicas()}
+    async with steady(gateway.url, rate=80) as record:
+        version = publish_stamp(tmp_path / "run", 2)
+        await until("the version", lambda: {r["version"] for r in gateway.replicas()} == {version})
+    assert record.failures == []
+    assert not before & {replica["pid"] for replica in gateway.replicas()}
+    assert len(record.versions()) == 2
+    assert all(answer.stamp == float(answer.version.split("-")[0]) for answer in record.answers)
+    assert gateway.stop() == 0, gateway.log
+
+
+async def test_the_only_replica_is_not_ended_for_lack_of_room(tmp_path):
+    first = publish_stamp(tmp_path / "run", 1)
+    file = replica_file(tmp_path, tmp_path / "run", tier="process", poll_s=0.05)
+    gateway = GatewayProcess(
+        tmp_path,
+        f'[[models]]\nname = "stamp"\n[[models.replicas]]\nname = "stamp"\nspawn = "{file}"\n',
+    )
+    gateway.wait_ready()
+    publish_stamp(tmp_path / "run", 2)
+    events = f"{gateway.admin}/events"
+    await until("a word on it", lambda: "or a second replica" in str(get_json(events)))
+    assert [replica["version"] for replica in gateway.replicas()] == [first]
+    assert gateway.stop() == 0, gateway.log
