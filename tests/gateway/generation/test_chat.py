@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import orjson
 import pytest
 
-from tests.gateway.fake_llm import WORDS, FakeLLM
+from gateway.generation.call import Attempt, LiveCall
+from gateway.generation.reply import HttpReply
+from tests.gateway.fake_llm import WORDS, FakeLLM, talk
 from tests.gateway.generation.fakes import ASK, CHAT, STREAM, serving
 from tests.gateway.relay.fakes import until
 
@@ -96,3 +99,28 @@ async def test_paths_are_surfaces_and_others_are_refused(tmp_path):
         fake.say(surfaces=("embeddings",))
         await until(lambda: gateway.model.calls.surfaces == {"embeddings"})
         assert (await gateway.post(ASK, "/v1/embeddings")).status == 200
+
+
+async def test_a_call_that_has_ended_holds_nothing(tmp_path):
+    async def script(call):
+        if b"refuse" in call.body:
+            call.fault(status=400, code="x", message="x")
+        elif b"break" in call.body:
+            call.delta("x")
+            call.fault(status=500, code="x", message="x")
+        else:
+            await talk(call)
+
+    def held() -> int:
+        return sum(type(each) in (LiveCall, Attempt, HttpReply) for each in gc.get_objects())
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        gc.collect()
+        gc.disable()
+        try:
+            for body in (ASK, STREAM, STREAM[:-1] + b',"refuse":1}', STREAM[:-1] + b',"break":1}'):
+                for fields in ("", "x-deadline-ms: 0.01\r\n", "x-model-version: 9\r\n"):
+                    await gateway.post(body, fields=fields)
+            await until(lambda: not held())
+        finally:
+            gc.enable()
