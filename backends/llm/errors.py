@@ -30,6 +30,12 @@ class UnsupportedField(BadRequest):
     code = "unsupported_parameter"
 
 
+class UnsupportedSurface(BadRequest):
+    """A model that generates text is asked for something else."""
+
+    code = "unsupported_operation"
+
+
 class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from backends.errors import Overloaded, Unsupported
+from backends.errors import Overloaded
 from backends.llm.asked import Asked
-from backends.llm.errors import BadRequest
+from backends.llm.errors import BadRequest, UnsupportedSurface
 from backends.llm.surfaces import chat, completions, generate, responses, socket
 from backends.llm.surfaces.setting import Setting
 from backends.llm.text import TextModel
@@ -52,7 +52,7 @@ class Preparation:
         parse = PARSERS.get(surface)
         if parse is None:
             known = ", ".join(PARSERS)
-            raise Unsupported(f"this model answers no {surface!r} calls, only {known}")
+            raise UnsupportedSurface(f"this model answers no {surface!r} calls, only {known}")
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:

@@ -41,6 +41,8 @@ def _parse(body: Any, text: TextModel, setting: Setting, *, stream: bool) -> Ask
     prompt = fields.need("text_input", TEXT)
     fields.accept(("timeout",))  # the gateway keeps it
     id = fields.take("id", ANY, None)
+    # The gateway's own: it ends the call when the time is over.
+    fields.accept(("timeout",))
     choosing = take_choosing(fields, text)
     limit = fields.take("max_tokens", whole(1, MAX_TOKENS), DEFAULT_TOKENS)
     mask = take_format(fields, text, setting.grammars)

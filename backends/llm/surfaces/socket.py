@@ -1,4 +1,4 @@
-"""A request on the gateway's WebSocket: the body of a chat or a completion in, JSON lines out.
+"""A request on the gateway's WebSocket: the body of another surface in, JSON lines out.
 
 Owns the form of those lines: {"choice", "text"} for each delta (with "tool_call" or "logprobs"
 where there are), "finish" in a choice's last, and at the end {"usage"}. The gateway puts each line
@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from backends.llm.asked import Asked, Delta, Usage
-from backends.llm.errors import UnknownField
-from backends.llm.surfaces import chat, completions
+from backends.llm.errors import BadRequest, UnknownField
+from backends.llm.surfaces import chat, completions, generate
 from backends.llm.surfaces.chat import ChatStream, usage_body
 from backends.llm.surfaces.events import error_body
 from backends.llm.surfaces.logprobs import chat_logprobs
@@ -27,14 +27,17 @@ TYPE = "application/x-ndjson"
 
 
 def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
-    """With `messages` a chat, else a completion; always a stream."""
-    if isinstance(body, dict):
-        for name in ("stream", "stream_options"):
-            if body.get(name) is not None:
-                raise UnknownField(f"'{name}' has no meaning on a socket.", param=name)
-        body = {**body, "stream": True}
-    conversation = isinstance(body, dict) and "messages" in body
-    asked: Asked = (chat if conversation else completions).parse(body, text, setting)
+    """With `messages` a chat, with `text_input` a v2 generation, else a completion."""
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    for name in ("stream", "stream_options"):
+        if body.get(name) is not None:
+            raise UnknownField(f"'{name}' has no meaning on a socket.", param=name)
+    if "text_input" in body:
+        asked = generate.parse_stream(body, text, setting)
+    else:
+        surface = chat if "messages" in body else completions
+        asked = surface.parse({**body, "stream": True}, text, setting)
     of_chat = asked.renderer if isinstance(asked.renderer, ChatStream) else None
     asked.renderer = Lines(of_chat)
     return asked

@@ -71,9 +71,7 @@ class Desk:
     def frames(self, connection: FakeConnection | None = None) -> list[Frame]:
         decoder = Decoder()
         return [
-            frame
-            for sent in (connection or self.connection).sent
-            for frame in decoder.feed(sent)
+            frame for sent in (connection or self.connection).sent for frame in decoder.feed(sent)
         ]
 
     def reply(

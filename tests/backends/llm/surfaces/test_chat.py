@@ -215,9 +215,7 @@ async def test_tool_calls_stream_with_their_index():
 
     desk = Desk(f"{CALL}\n{CALL}", text_model(HERMES, 2048))
     *found, _ = events(await asked(desk, {**HI, "tools": [TOOL], "stream": True}))
-    calls = [
-        call for chunk in found for call in chunk["choices"][0]["delta"].get("tool_calls", ())
-    ]
+    calls = [call for chunk in found for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
     assert [call["index"] for call in calls] == [0, 1] and calls[0]["id"] != calls[1]["id"]
     assert found[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert not any(chunk["choices"][0]["delta"].get("content") for chunk in found[1:])
