@@ -163,6 +163,7 @@ class Fleet:
         have = {replica.name: replica for replica in model.replicas}
         for name, spec in wanted.items():
             if name in have:
+                have[name].expects = config.kind
                 have[name].set_weight(spec.weight, self._loop.time())
             else:
                 self._begin(model, spec)
@@ -178,6 +179,7 @@ class Fleet:
             on_change=model.changed,
             breaker=model.ejection.add(spec.name, rng=self._rng),
             rng=self._rng,
+            expects=model.config.kind,
         )
         model.replicas.append(replica)
         self._tasks[spec.name] = self._loop.create_task(replica.run(), name=f"link {spec.name}")

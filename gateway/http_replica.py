@@ -118,6 +118,7 @@ class HttpReplica:
             "drained": load.drained,
             "breaker": self.breaker.state(now).name.lower(),
             "work": round(load.work, 6),
+            "unit": "requests",
             "in_flight": load.in_flight,
             "slots": self.limit,
             "connections": 0 if self._connections is None else self._connections.open,

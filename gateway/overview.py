@@ -99,6 +99,7 @@ _NOTHING: Json = {
     "drained": False,
     "breaker": "closed",
     "work": 0.0,
+    "unit": "",
     "in_flight": 0,
     "slots": 0,
 }

@@ -46,8 +46,10 @@ class NativeReplica:
         on_change: Callable[[], None],
         breaker: Breaker,
         rng: random.Random,
+        expects: str | None = None,
     ) -> None:
         self.name, self.address, self.model = name, address, model
+        self.expects = expects  # of what kind it must be; None: of any
         self.load = ReplicaLoad(name, weight=weight, slots=1)
         # What its calls weigh, in tokens: no unit that batches could be compared with.
         self.calls = ReplicaLoad(name, weight=weight, slots=1)
@@ -122,6 +124,7 @@ class NativeReplica:
             "drained": load.drained,
             "breaker": self.breaker.state(now).name.lower(),
             "work": round(load.work + self.calls.work, 6),
+            "unit": "tokens" if status.kind == "llm" else "rows",
             "in_flight": self.in_flight,
             "slots": load.slots,
             "load": status.load or {},
@@ -241,6 +244,9 @@ class NativeReplica:
     def _heard_status(self, link: Link, status: Status) -> None:
         if status.model != self.model:
             link.abort(f"serves model {status.model!r}, not {self.model!r}")
+            return
+        if self.expects not in (None, status.kind):
+            link.abort(f"is of kind {status.kind!r}, the configuration says {self.expects!r}")
             return
         if self._link is None:
             # The first word on this link: leases of the last one no longer count.

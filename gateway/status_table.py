@@ -115,7 +115,7 @@ def _replica(model: str, replica: Json) -> list[Any]:
         f"{reload}{target}",
         f"{replica['weight']:g}" + (" drained" if replica["drained"] else ""),
         f"{replica['in_flight']}/{replica['slots']}",
-        f"{replica['work'] * 1e3:.1f} ms",
+        f"{replica['work']:.4g} {replica.get('unit', '')}",
         replica["breaker"],
         replica["pid"] or "",
         replica.get("process", {}).get("restarts", ""),

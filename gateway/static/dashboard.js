@@ -99,9 +99,20 @@ function tiles(model, samples, at) {
     }),
     tile(model.name, "median latency", ms(figures.p50), "ms", { title: aim }),
     tile(model.name, "p99 latency", ms(figures.p99), "ms", { alarm: late, title: aim }),
-    tile(model.name, "mean batch", figures.batch, "rows"),
+    ...(model.kind === "llm" ? tokenTiles(model, figures) : []),
+    ...(model.kind === "tensor" ? [tile(model.name, "mean batch", figures.batch, "rows")] : []),
     tile(model.name, "waiting", model.waiting, "requests", { title: live }),
   );
+}
+
+function tokenTiles(model, figures) {
+  const first = figures.first === null ? null : figures.first * 1e3;
+  const cached = figures.cached === null ? null : figures.cached * 100;
+  return [
+    tile(model.name, "tokens", figures.tokens, "/s", { title: "generated" }),
+    tile(model.name, "first token", first, "ms", { title: "median, of streams" }),
+    tile(model.name, "cached", cached, "%", { title: "of the prompts' tokens" }),
+  ];
 }
 
 // --------------------------------------------------------------------------------------- tables
@@ -126,7 +137,7 @@ function replicaRow(replica) {
     make("code", {}, replica.version || "–"),
     make("span", { class: replica.reload === "idle" ? "dim" : "warn" }, reload),
     busy,
-    `${short(replica.work * 1e3)} ms`,
+    `${short(replica.work)} ${replica.unit ?? ""}`,
     `${replica.weight}${replica.drained ? ", drained" : ""}`,
     make("span", { class: tone(replica.breaker) }, replica.breaker.replace("_", " ")),
     String(replica.pid || "–"),

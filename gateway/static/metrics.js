@@ -28,11 +28,13 @@ export function number(text) {
 
 // What one model has counted so far.
 export function reading(samples, model, at) {
-  const of = { at, ends: {}, latency: new Map(), rows: 0, batches: 0 };
+  const of = { at, ends: {}, latency: new Map(), rows: 0, batches: 0, tokens: {}, first: new Map() };
   for (const { name, labels, value } of samples) {
     if (labels.model !== model) continue;
     if (name === "penstock_requests_total") of.ends[labels.end] = value;
     else if (name === "penstock_request_seconds_bucket") of.latency.set(number(labels.le), value);
+    else if (name === "penstock_tokens_total") of.tokens[labels.kind] = value;
+    else if (name === "penstock_first_token_seconds_bucket") of.first.set(number(labels.le), value);
     else if (name === "penstock_batch_rows_sum") of.rows = value;
     else if (name === "penstock_batch_rows_count") of.batches = value;
   }
@@ -46,14 +48,20 @@ export function between(before, after) {
   const grown = (was, now) => (now >= (was ?? 0) ? now - (was ?? 0) : now);
   const rate = (end) => grown(before.ends[end], after.ends[end] ?? 0) / seconds;
   const batches = grown(before.batches, after.batches);
-  const buckets = [...after.latency]
-    .sort(([left], [right]) => left - right)
-    .map(([bound, count]) => [bound, grown(before.latency.get(bound), count)]);
+  const token = (kind) => grown(before.tokens[kind], after.tokens[kind] ?? 0);
+  const between = (of) =>
+    [...after[of]]
+      .sort(([left], [right]) => left - right)
+      .map(([bound, count]) => [bound, grown(before[of].get(bound), count)]);
+  const buckets = between("latency");
   return {
     done: rate("done"),
     failed: rate("failed"),
     p50: percentile(buckets, 0.5),
     p99: percentile(buckets, 0.99),
+    tokens: token("completion") / seconds,
+    cached: token("prompt") ? token("cached") / token("prompt") : null,
+    first: percentile(between("first"), 0.5),
     batch: batches ? grown(before.rows, after.rows) / batches : null,
   };
 }

@@ -20,6 +20,8 @@ from tests.gateway.test_metrics import counter, histogram
 FILES = ["index.html", "dashboard.css", "dashboard.js", "metrics.js"]
 NODE = shutil.which("node")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+TOKENS = ["penstock_tokens_total", "counter", "Tokens.", ["model", "kind"]]
+FIRST = ["penstock_first_token_seconds", "histogram", "S.", ["model"]]
 BATCHES = ["penstock_batch_rows", "histogram", "Rows.", ["model"]]
 
 REPLICA = {
@@ -38,7 +40,12 @@ STATUS = {
             "counters": {"accepted": 9, "done": 7, "failed": 1, "cancelled": 0, "live": 1},
             "replicas": [REPLICA, {**REPLICA, "name": "digits-1", "state": "unreachable",
                                    "reason": "<b>its process</b> exited", "slots": 0, "pid": 0}],
-        }
+        },
+        {
+            "name": "chat", "kind": "llm", "ready": True, "waiting": 0, "slo_ms": None,
+            "counters": {"accepted": 1, "done": 1, "failed": 0, "cancelled": 0, "live": 0},
+            "replicas": [{**REPLICA, "name": "chat-0", "work": 1234.5, "unit": "tokens"}],
+        },
     ],
     "events": [{"id": 1, "at": 1700000000.5, "kind": "replica_died", "name": "digits-1",
                 "text": "was killed by SIGKILL; started again at once"}],
@@ -63,6 +70,12 @@ class Growing:
             counter([["digits", "done"], n], [["digits", "failed"], 0]),
             ["penstock_request_seconds", "histogram", "S.", ["model"], [["digits"], latency]],
             [*BATCHES, [["digits"], rows]],
+            [
+                *TOKENS,
+                [["chat", "prompt"], n],
+                [["chat", "cached"], n / 2],
+                [["chat", "completion"], n],
+            ],
         ]
         return render(families)
 
@@ -108,6 +121,12 @@ def test_the_figures_are_right(tmp_path):
         counter([["m", "done"], 30], [["m", "failed"], 4], [['other"\\', "done"], 99]),
         histogram(50, 100, 100),
         [*BATCHES, [["m"], rows]],
+        [
+            *TOKENS,
+            *[[["m", kind], n] for kind, n in (("prompt", 80), ("cached", 20))],
+            [["m", "completion"], 40],
+        ],
+        [*FIRST, [["m"], {"buckets": [["1", 4], ["+Inf", 4]], "sum": 2.0, "count": 4}]],
     ]
     texts = json.dumps([before, render(families)])
     script = tmp_path / "check.mjs"
@@ -129,9 +148,12 @@ console.log(JSON.stringify({{
     loaded.write_text((STATIC / "metrics.js").read_text())
     script.write_text(script.read_text().replace(f"{STATIC.as_uri()}/metrics.js", "./metrics.mjs"))
     found = json.loads(subprocess.run([NODE, script], check=True, capture_output=True).stdout)
-    assert found["grown"] == {"done": 10, "failed": 2, "p50": 0.1, "p99": 0.982, "batch": 6}
+    grown, idle = found["grown"], found["idle"]
+    assert (grown.pop("tokens"), grown.pop("cached"), grown.pop("first")) == (20, 0.25, 0.5)
+    assert grown == {"done": 10, "failed": 2, "p50": 0.1, "p99": 0.982, "batch": 6}
     assert found["odd"] is True and found["restarted"] == 10
-    assert found["idle"] == {"done": 0, "failed": 0, "p50": None, "p99": None, "batch": None}
+    assert (idle.pop("tokens"), idle.pop("cached"), idle.pop("first")) == (0, None, None)
+    assert idle == {"done": 0, "failed": 0, "p50": None, "p99": None, "batch": None}
     assert found["none"] is None and found["beyond"] == 1
 
 
@@ -149,9 +171,12 @@ async def test_a_browser_shows_models_replicas_and_events(tmp_path):
         assert word in shown, word
     assert "up 1 h 2 min" in shown and "worker-0" in shown and "43 MB" in shown
     assert "was killed by SIGKILL" in shown
+    assert re.search(r"1[,.]?23\d[\d.]* tokens", shown)
     assert "&lt;b&gt;its process&lt;/b&gt; exited" in page  # text, not markup
-    tiles = dict(re.findall(r'class="name">([\w ]+)</div><div class="value">([^<]+)<', page))
+    found = re.findall(r'class="name">([\w ]+)</div><div class="value">([^<]+)<', page)
+    tiles = dict(reversed(found))  # of two models; the first one's where both have it
     assert float(tiles["answers"]) > 0
     assert 30 < float(tiles["median latency"]) <= 50 and tiles["mean batch"] == "8"
+    assert float(tiles["tokens"]) > 0 and tiles["cached"] == "50"
     assert re.search(r'<polyline points="[\d. ,]+"', page)
     assert re.search(r'id="trouble"[^>]*hidden', page)

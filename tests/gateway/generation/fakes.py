@@ -44,7 +44,7 @@ class Gateway:
 
     def admit(self, tenants: Tenants, config: GatewayConfig) -> None:
         """Ask for keys, where there are some."""
-        self.tenants = tenants
+        self.tenants, self.config = tenants, config
         tenants.apply(config.keys, 1)
         relay = self.fleet.http.surface
         gate = Gate(tenants, route=relay.public, openai=relay.openai)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -124,3 +125,58 @@ async def test_a_call_that_has_ended_holds_nothing(tmp_path):
             await until(lambda: not held())
         finally:
             gc.enable()
+
+
+async def test_what_operators_see(tmp_path):
+    fake = FakeLLM(tmp_path / "a")
+    fake.load = {"running": 3.0, "prefill_rate": 100.0}
+    async with serving(tmp_path, fake) as gateway:
+        await gateway.post(STREAM)
+        status = gateway.model.status()
+        assert (status["kind"], status["ready"]) == ("llm", True)
+        (replica,) = status["replicas"]
+        assert (replica["unit"], replica["slots"]) == ("tokens", 8)
+        assert replica["load"]["running"] == 3.0
+        families = {family[0]: family[4:] for family in gateway.fleet.families()}
+        tokens = {labels[1]: value for labels, value in families["penstock_tokens_total"]}
+        assert tokens == {"prompt": 8, "cached": 0, "completion": 4}
+        assert families["penstock_calls_answered_total"] == [[["m", "chat"], 1]]
+        assert families["penstock_first_token_seconds"][0][1]["count"] == 1
+        assert families["penstock_between_tokens_seconds"][0][1]["count"] == len(WORDS)
+
+
+async def test_a_replica_of_another_kind_than_configured_is_not_used(tmp_path):
+    fake = FakeLLM(tmp_path / "a")
+    fake.kind = "tensor"
+    async with serving(tmp_path, fake, model='kind = "llm"', ready=False) as gateway:
+        await until(lambda: "is of kind 'tensor'" in gateway.model.reason())
+        reply = await gateway.post(ASK)
+        assert reply.status == 503 and b"the configuration says 'llm'" in reply.body
+
+
+async def test_a_model_that_leaves_the_configuration_ends_its_streams_visibly(tmp_path):
+    async def script(call):
+        call.delta("The")
+        await call.cancelled.wait()
+        call.piece(final=True)
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        reply = await gateway.post(STREAM, complete=False)
+        await until(lambda: reply.body)
+        model = gateway.model
+        gateway.fleet.apply(replace(gateway.config, models=()))
+        await until(lambda: reply.complete)
+        assert b"no longer served" in reply.body and model.calls.live == 0
+        gateway.fleet.apply(gateway.config)
+        await until(lambda: gateway.model.ready)
+
+
+async def test_a_model_is_asked_for_by_other_names(tmp_path):
+    names = '[models.generation]\nnames = ["org/M-7B", "small"]'
+    async with serving(tmp_path, FakeLLM(tmp_path / "a"), model=names) as gateway:
+        listed = orjson.loads((await gateway.post(b"", "/v1/models", method="GET")).body)["data"]
+        assert [model["id"] for model in listed] == ["org/M-7B", "small"]
+        for name in ("org/M-7B", "small"):
+            body = STREAM.replace(b'"m"', b'"%b"' % name.encode())
+            assert (await gateway.post(body)).status == 200
+        assert (await gateway.post(STREAM)).status == 404
