@@ -17,7 +17,8 @@ from backends.errors import ConfigError, ModelFailed
 from backends.llm.engine import Engine
 from backends.llm.loading import LlmLoader
 from backends.llm.machine import Emit, Machine, VersionedEngine
-from backends.llm.network import DecoderNetwork, Network
+from backends.llm.network import Network
+from backends.llm.network_choice import choose_network
 from backends.models.config import DecoderConfig
 from backends.tensor.boot import _device, _holder, limit_threads
 from backends.tensor.memory import room
@@ -25,6 +26,7 @@ from backends.tensor.memory import room
 DTYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+    "int8": torch.bfloat16,  # of the activations; the weights alone are int8
 }  # fmt: skip
 # Of the memory that is free when the first network is there: on a GPU all but some room for
 # activations, on a CPU what leaves other programs theirs.
@@ -94,7 +96,13 @@ def read_network(
     free = room(device)
     if stored > free:
         raise OSError(f"it takes {stored >> 20} MiB beside the old one, {free >> 20} MiB are free")
-    network = DecoderNetwork(DecoderConfig.parse(described), dtype=DTYPES[dtype], device=device)
+    network = choose_network(
+        DecoderConfig.parse(described),
+        dtype=DTYPES[dtype],
+        device=device,
+        page_size=config.page_size,
+        int8=dtype == "int8",
+    )
     network.load_checkpoint_(folder, manifest, bytes_per_second=rate, cancelled=cancelled)
     return network
 

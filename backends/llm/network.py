@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from backends.checkpoint import Manifest, read_tensors
+from backends.checkpoint import Manifest
 from backends.llm.attention import Geometry, Kernels, KVCache, PlainKernels, Plan
 from backends.llm.attention.kernels import HeadNorms
-from backends.llm.network_linear import DenseLinear, Linear, PackedLinear
+from backends.llm.network_linear import DenseLinear, Int8Linear, Linear, PackedLinear
 from backends.llm.network_weights import (
     EMBEDDING,
     HEAD,
@@ -30,14 +30,13 @@ from backends.llm.network_weights import (
     Share,
     Source,
     check,
+    checkpoint_source,
     columns,
     stacked,
 )
 from backends.llm.step import Step
 from backends.models.config import DecoderConfig
 from backends.models.rope import frequencies, turns
-
-WEIGHTS = ("bf16", "fp16", "fp32", "int8")
 
 
 class Network(Protocol):
@@ -97,9 +96,11 @@ class DecoderNetwork:
         rank: int = 0,
         world: int = 1,
         group: dist.ProcessGroup | None = None,
+        int8: bool = False,
     ) -> None:
         """Weights are zero until one of the two loads. With `world` > 1, `group` connects the
-        ranks; each is called with the same steps."""
+        ranks; each is called with the same steps. `int8` keeps the maps' weights in a byte each."""
+        self._int8 = int8
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self._share, self._group = Share(config, rank, world), group
         self.layers, self.vocabulary = config.layers, config.vocabulary
@@ -171,11 +172,7 @@ class DecoderNetwork:
         """From a committed step, one whole tensor in memory at a time, each with its hash checked.
         `reading` goes to `read_tensors`. Raises what that raises, and UnsupportedModel."""
         check(self.config, {name: shape for name, (shape, _) in manifest.structure.items()})
-
-        def source(name: str) -> Tensor:
-            return read_tensors(folder, manifest, names=[name], **reading)[name]
-
-        self._load_(source)
+        self._load_(checkpoint_source(folder, manifest, **reading))
 
     @torch.inference_mode()
     def _load_(self, source: Source) -> None:
@@ -194,6 +191,8 @@ class DecoderNetwork:
     # ---------------------------------------------------------------------------------- building
 
     def linear(self, inputs: int, outputs: int, bias: bool) -> Linear:
+        if self._int8:
+            return Int8Linear(inputs, outputs, bias, self.dtype, self.device)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16 and PackedLinear.available():
             return PackedLinear(inputs, outputs, bias)
         return DenseLinear(inputs, outputs, bias, self.dtype, self.device)

@@ -64,3 +64,35 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
             x_TI, self._packed, self._bias_O, "none", [], ""
         )
+
+
+class Int8Linear:
+    """Weights in a byte each, with a scale per output; the sums are those of the activations'
+    dtype. It saves memory; what it saves in time is for the kernels that replace it."""
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._weight_OI = torch.zeros(outputs, inputs, dtype=torch.int8, device=device)
+        self._scale_O = torch.zeros(outputs, dtype=torch.float32, device=device)
+        self._bias_O = torch.zeros(outputs, dtype=dtype, device=device) if bias else None
+
+    def load_(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        weight_OI, scale_O = quantised(weight_OI)
+        self._weight_OI.copy_(weight_OI)
+        self._scale_O.copy_(scale_O)
+        if self._bias_O is not None and bias_O is not None:
+            self._bias_O.copy_(bias_O)
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        y_TO = F.linear(x_TI, self._weight_OI.to(x_TI.dtype)).float() * self._scale_O
+        if self._bias_O is not None:
+            y_TO += self._bias_O
+        return y_TO.to(x_TI.dtype)
+
+
+def quantised(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 weights and the scale of each output: the largest of a row becomes ±127."""
+    wide_OI = weight_OI.float()
+    scale_O = wide_OI.abs().amax(1).clamp_(min=1e-12) / 127
+    return (wide_OI / scale_O[:, None]).round_().to(torch.int8), scale_O

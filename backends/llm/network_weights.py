@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from backends.checkpoint import Manifest, read_tensors
 from backends.models.config import DecoderConfig, UnsupportedModel
 
 # Gives a whole tensor by its name.
@@ -120,6 +123,15 @@ class Share:
 
     def words(self) -> slice:
         return _part(self.vocabulary, self.rank if self.splits_head else 0)
+
+
+def checkpoint_source(folder: Path, manifest: Manifest, **reading: Any) -> Source:
+    """Reads each tensor when it is asked for, and checks its hash."""
+
+    def source(name: str) -> Tensor:
+        return read_tensors(folder, manifest, names=[name], **reading)[name]
+
+    return source
 
 
 def stacked(

@@ -1,0 +1,117 @@
+"""Compiles `step.cpp` for this CPU, once, and calls it.
+
+Owns the compiler's command, the cache of what came out (`~/.cache/penstock/native`) and the layout
+of the two structures that the C++ reads. Invariant: what is loaded was compiled from this source,
+with these flags, on a CPU with these instructions; anything else is compiled anew or not used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from ctypes import c_double, c_int64, c_void_p
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+# It takes about three seconds; a compiler that hangs must not keep a replica from starting.
+COMPILE_S = 120.0
+
+
+class Map(ctypes.Structure):
+    _fields_ = (("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p))
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("input_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, Map) for name in ("qkv", "output", "gate_up", "down")),
+    )
+
+
+_SIZES = ("layers", "width", "hidden", "heads", "kv_heads", "head_dim", "vocabulary")
+
+
+class Model(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in _SIZES),
+        ("eps", c_double),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("head", Map),
+        ("layer", ctypes.POINTER(Layer)),
+    )
+
+
+_COUNTS = ("tokens", "sequences", "rows", "table_width", "page_size", "pages", "threads")
+_POINTERS = (
+    *("token", "slot", "row", "start", "context", "table"),
+    *("cosine", "sine", "keys", "values", "logits"),
+)
+
+
+class Step(ctypes.Structure):
+    _fields_ = (*((n, c_int64) for n in _COUNTS), *((n, c_void_p) for n in _POINTERS))
+
+
+class Library:
+    def __init__(self, path: Path) -> None:
+        """After torch is loaded: both then share one OpenMP runtime, and its threads."""
+        self._step = ctypes.CDLL(str(path)).penstock_step
+        self._step.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step))
+        self._step.restype = None
+
+    def step(self, model: Model, step: Step) -> None:
+        self._step(ctypes.byref(model), ctypes.byref(step))
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Library | None:
+    """None where there is no compiler, or the CPU has no AVX512-BF16: torch then does the work."""
+    compiler = shutil.which(environment.get("CXX", "g++"))
+    if compiler is None or not {"avx512_bf16", "avx512bw"} <= _instructions():
+        return None
+    folder = _cache(environment)
+    path = folder / f"step-{_fingerprint(compiler)}.so"
+    try:
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, path)
+        return Library(path)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
+        made.replace(path)
+
+
+def _cache(environment: Mapping[str, str]) -> Path:
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "penstock" / "native"
+
+
+def _fingerprint(compiler: str) -> str:
+    parts = (SOURCE.read_text(), *FLAGS, compiler, *sorted(_instructions()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _instructions() -> frozenset[str]:
+    """What the kernel says this CPU has; nothing on other systems."""
+    if platform.machine() != "x86_64":
+        return frozenset()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())

@@ -1,0 +1,208 @@
+"""The C++ step against torch: same weights, same pages, the same logits to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backends.llm.native import Library, load
+from backends.llm.native import library as native
+from backends.llm.network import DecoderNetwork
+from backends.llm.network_native import NativeNetwork, misfit
+from backends.models.config import DecoderConfig, UnsupportedModel
+from backends.models.decoder import Decoder
+from tests.backends.llm.pager import Pager
+from tests.backends.models.shapes import config
+
+WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 160, "vocab_size": 101}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 32, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "llama-tied": {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 3},
+    "llama-biased": {"head_dim": 32, "num_attention_heads": 7, "num_key_value_heads": 1},
+    "llama3": {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen2": {"head_dim": 32, "num_attention_heads": 10, "num_key_value_heads": 2},
+    "qwen3": {"head_dim": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen3-tied": {"head_dim": 256, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    found = load()
+    if found is None:
+        pytest.skip("no C++ compiler here, or no AVX512-BF16")
+    return found
+
+
+def decoder(name: str, seed: int = 3) -> Decoder:
+    torch.manual_seed(seed)
+    values = config(name, **WIDE, **SHAPES[name], max_position_embeddings=4096)
+    model = Decoder(**values).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.bfloat16()
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    found: list[int] = torch.randint(
+        101, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+    return found
+
+
+def run(network: Any, *steps: dict[str, list[int]], page_size: int = 16) -> list[Tensor]:
+    pager = Pager(network, pages=200, page_size=page_size)
+    found: list[Tensor] = []
+    for chunks in steps:
+        found += pager.run(chunks).values()
+    return found
+
+
+def compare(model: Decoder, library: Library, *steps: dict[str, list[int]], **more: Any) -> None:
+    """Both round; the native one may be no further from the exact logits than torch is."""
+    ours = NativeNetwork(model.config, library)
+    torchs = DecoderNetwork(model.config)
+    exact = DecoderNetwork(model.config, dtype=torch.float32)
+    for network in (ours, torchs, exact):
+        network.load_(model.state_dict())
+    one, other, truth = (torch.cat(run(n, *steps, **more)) for n in (ours, torchs, exact))
+    error, allowed = (one - truth).abs(), (other - truth).abs()
+    assert 0 < error.mean() < 1.15 * allowed.mean()
+    assert error.max() < 2 * allowed.max()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_mixed_steps(name: str, library: Library) -> None:
+    steps = (
+        {"a": tokens(37)},
+        {"a": tokens(1, 1), "b": tokens(5, 2), "c": tokens(1, 3)},
+        {"c": tokens(17, 4), "a": tokens(1, 5), "b": tokens(1, 6), "d": tokens(16, 7)},
+        {name: tokens(1, 8) for name in "abcd"},
+    )
+    compare(decoder(name), library, *steps)
+
+
+@pytest.mark.parametrize("page_size", [16, 48, 64])
+def test_long_contexts_split_over_threads(page_size: int, library: Library) -> None:
+    steps = ({"a": tokens(1031)}, {"a": tokens(1, 1)}, {"a": tokens(3, 2), "b": tokens(2, 3)})
+    compare(decoder("llama"), library, *steps, page_size=page_size)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads: int, library: Library) -> None:
+    before = torch.get_num_threads()
+    model = decoder("qwen3")
+    ours = NativeNetwork(model.config, library)
+    ours.load_(model.state_dict())
+    steps = ({"a": tokens(700), "b": tokens(13, 1)}, {"a": tokens(1, 2), "b": tokens(1, 3)})
+    try:
+        torch.set_num_threads(threads)
+        found = run(ours, *steps)
+        torch.set_num_threads(2)
+        wanted = run(ours, *steps)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3"])
+def test_int8_is_the_same_quantised_model(name: str, library: Library) -> None:
+    model = decoder(name)
+    ours = NativeNetwork(model.config, library, int8=True)
+    torchs = DecoderNetwork(model.config, int8=True)
+    exact = DecoderNetwork(model.config, dtype=torch.float32, int8=True)
+    plain = DecoderNetwork(model.config, dtype=torch.float32)
+    for network in (ours, torchs, exact, plain):
+        network.load_(model.state_dict())
+    steps = ({"a": tokens(30)}, {"a": tokens(1, 1), "b": tokens(2, 2)})
+    one, other, truth, whole = (torch.cat(run(n, *steps)) for n in (ours, torchs, exact, plain))
+    error, allowed = (one - truth).abs().mean(), (other - truth).abs().mean()
+    assert 0 < error < 1.15 * allowed
+    assert 0 < (truth - whole).abs().mean() < 0.1 * whole.abs().mean()
+
+
+def test_which_rows_come_back(library: Library) -> None:
+    model = decoder("llama")
+    ours = NativeNetwork(model.config, library)
+    ours.load_(model.state_dict())
+    pager = Pager(ours, pages=20, page_size=16)
+    step = pager.step({"a": tokens(20), "b": tokens(4, 1)})
+    every = ours(step, pager.cache)
+    some = ours(step._replace(logits_L=torch.tensor([19, 23])), pager.cache)
+    torch.testing.assert_close(some, every[[19, 23]], rtol=0, atol=0)
+    none = step._replace(logits_L=torch.tensor([], dtype=torch.int64))
+    assert ours(none, pager.cache).shape == (0, 101)
+
+
+def test_copied_pages_are_the_same_context(library: Library) -> None:
+    model = decoder("qwen2")
+    ours = NativeNetwork(model.config, library)
+    ours.load_(model.state_dict())
+    pager = Pager(ours, pages=20, page_size=16)
+    pager.run({"a": tokens(37)})
+    old = pager._pages["a"]
+    new = [pager._free.pop() for _ in old]
+    for tensor in pager.cache:
+        tensor[:, new] = tensor[:, old]
+    pager._pages["b"], pager._lengths["b"] = new, 37
+    found = pager.run({"a": tokens(1, 1), "b": tokens(1, 1)})
+    assert torch.equal(found["a"], found["b"])
+
+
+def test_new_weights_take_the_place_of_the_old(library: Library) -> None:
+    first, second = decoder("llama"), decoder("llama", 9)
+    ours, fresh = (NativeNetwork(first.config, library) for _ in range(2))
+    ours.load_(first.state_dict())
+    ours.load_(second.state_dict())
+    fresh.load_(second.state_dict())
+    steps = ({"a": tokens(9)},)
+    assert torch.equal(run(ours, *steps)[0], run(fresh, *steps)[0])
+    state = second.state_dict()
+    del state["model.norm.weight"]
+    with pytest.raises(UnsupportedModel, match=r"model\.norm\.weight"):
+        ours.load_(state)
+
+
+def test_what_does_not_fit_is_said(library: Library) -> None:
+    for key, size in (("hidden_size", 40), ("intermediate_size", 100), ("head_dim", 80)):
+        values = config("llama", **WIDE | {"head_dim": 32} | {key: size})
+        parsed = DecoderConfig.parse(values)
+        assert f"{key} {size}" in (misfit(parsed) or "")
+        with pytest.raises(UnsupportedModel, match=key):
+            NativeNetwork(parsed, library)
+    with pytest.raises(ValueError, match="page_size 8"):
+        NativeNetwork(decoder("llama").config, library).new_cache(4, 8)
+
+
+def test_without_a_compiler_there_is_none(tmp_path: Path) -> None:
+    assert load({"CXX": "no-such-compiler"}) is None
+
+
+def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    broken = tmp_path / "cxx"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert load({"CXX": str(broken), "XDG_CACHE_HOME": str(tmp_path)}) is None
+    assert not list((tmp_path / "penstock").rglob("*.so"))
+
+
+def test_it_is_compiled_once(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_(compiler: str, path: Path) -> None:
+        compiled.append(path)
+        original(compiler, path)
+
+    original = native._compile
+    monkeypatch.setattr(native, "_compile", compile_)
+    for _ in range(2):
+        assert load({"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}) is not None
+    assert len(compiled) == 1 and compiled[0].is_file()
