@@ -39,26 +39,37 @@ def _top(weights_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, most: int) -> Ten
     vocabulary = weights_BV.shape[1]
     limit_B = torch.where(top_k_B > 0, top_k_B, vocabulary).clamp_(max=vocabulary)
     total_B = weights_BV.sum(-1, dtype=torch.float64)
+    if weights_BV.is_cuda:
+        # Looking whether fewer do would wait for the device.
+        return _least(weights_BV, limit_B, top_p_B, total_B, vocabulary)[0]
     count = min(max(_CANDIDATES, most), vocabulary)
-    while True:
-        if weights_BV.is_cuda:
-            count = vocabulary  # looking whether fewer do would wait for the device
-        best_BK = weights_BV.topk(count).values
-        sums_BK = best_BK.cumsum(-1, dtype=torch.float64)
-        last_B = (limit_B - 1).clamp(max=count - 1)
-        inside_B = sums_BK.gather(1, last_B[:, None])[:, 0]
-        whole_B = torch.where(limit_B <= count, inside_B, total_B)
-        # Kept: what has less than top_p of the mass before it; the likeliest always.
-        need_B = whole_B * top_p_B
-        kept_B = ((sums_BK - best_BK) < need_B[:, None]).sum(-1).clamp_(min=1)
-        if count == vocabulary or not bool(
-            ((kept_B == count) & (limit_B > count) & (top_p_B < 1)).any()
-        ):
-            break
+    least_B, beyond_B = _least(weights_BV, limit_B, top_p_B, total_B, count)
+    rows_M = beyond_B.nonzero()[:, 0]
+    while len(rows_M):
         count = min(count * 16, vocabulary)
-    index_B = torch.where(top_p_B < 1, torch.minimum(kept_B - 1, last_B), last_B)
+        least_B[rows_M], beyond_M = _least(
+            weights_BV[rows_M], limit_B[rows_M], top_p_B[rows_M], total_B[rows_M], count
+        )
+        rows_M = rows_M[beyond_M]
+    return least_B
+
+
+def _least(
+    weights_BV: Tensor, limit_B: Tensor, top_p_B: Tensor, total_B: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The same from the `count` greatest, and whether it may lie beyond them."""
+    best_BK = weights_BV.topk(count).values
+    sums_BK = best_BK.cumsum(-1, dtype=torch.float64)
+    last_B = (limit_B - 1).clamp(max=count - 1)
+    inside_B = sums_BK.gather(1, last_B[:, None])[:, 0]
+    cut_B = top_p_B < 1
+    # Kept: what has less than top_p of the mass before it; the likeliest always.
+    need_B = torch.where(limit_B <= count, inside_B, total_B) * top_p_B
+    kept_B = ((sums_BK - best_BK) < need_B[:, None]).sum(-1).clamp_(min=1)
+    index_B = torch.where(cut_B, torch.minimum(kept_B - 1, last_B), last_B)
     least_B = best_BK.gather(1, index_B[:, None])[:, 0]
-    return torch.where((top_p_B < 1) | (limit_B <= count), least_B, 0.0)
+    beyond_B = cut_B & (kept_B == count) & (limit_B > count)
+    return torch.where(cut_B | (limit_B <= count), least_B, 0.0), beyond_B
 
 
 def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

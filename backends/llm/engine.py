@@ -403,4 +403,4 @@ class Engine:
             self._flight.clear()
             self._scheduler = self._new_scheduler()
             self._scheduler.serving = serving
-            self._runner.table = self._scheduler.table
+            self._runner.begin(self._scheduler.table)

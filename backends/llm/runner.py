@@ -20,6 +20,7 @@ from backends.llm.network import Network
 from backends.llm.plan import Plan
 from backends.llm.sampler import Chosen, Likely, Sampler, likely
 from backends.llm.sequence import Rows, Table
+from backends.llm.staging import put
 from backends.llm.step import Step
 
 Masks = Sequential[tuple[int, NDArray[np.uint32]]]
@@ -73,12 +74,16 @@ class Launched(NamedTuple):
 
 class Runner:
     def __init__(self, network: Network, table: Table, pages: int) -> None:
-        self.table, self.device = table, network.device
-        self._like = network
+        self.device, self._like = network.device, network
         self._networks: dict[str, Network] = {}
         # Page 0 is reserved.
         self.cache: KVCache = network.new_cache(pages + 1, table.page_size)
-        self.sampler = Sampler(table.rows, network.vocabulary, self.device)
+        self.begin(table)
+
+    def begin(self, table: Table) -> None:
+        """Nobody runs: the rows are another table's from now on."""
+        self.table = table
+        self.sampler = Sampler(table, self._like.vocabulary, self.device)
         self._last_R = torch.zeros(table.rows, dtype=torch.int64, device=self.device)
 
     # ------------------------------------------------------------------------------------ versions
@@ -114,11 +119,10 @@ class Runner:
     def forward(self, plan: Plan) -> Launched:
         network = self._networks[plan.version]
         for sequence in plan.placed:
-            if sequence.row >= 0:
-                self.sampler.place(sequence, sequence.tokens)
+            self.sampler.place(sequence)
         if plan.copies:
-            sources, targets = np.array(plan.copies, np.int64).T.copy()
-            network.copy_pages(self.cache, self._put(sources), self._put(targets))
+            pages = put(self.device, *np.array(plan.copies, np.int64).T.copy())
+            network.copy_pages(self.cache, *pages)
         step = self._step(plan)
         return Launched(plan, network(step, self.cache))
 
@@ -132,7 +136,8 @@ class Runner:
         chosen = self.sampler.choose(logits_LV[:count], rows, positions, masks)
         if count:
             # What is BAD ends; until the host sees that, a step may take it as its input.
-            self._last_R[self._put(rows)] = chosen.tokens_B.clamp(min=0)
+            (rows_B,) = put(self.device, rows)
+            self._last_R[rows_B] = chosen.tokens_B.clamp(min=0)
         return Ran(plan, chosen, prompts)
 
     def _step(self, plan: Plan) -> Step:
@@ -157,17 +162,21 @@ class Runner:
         row_of_token = rows if total == count else np.repeat(rows, queries)
         slots = table.pages[row_of_token, positions // size] * np.int64(size) + positions % size
         longest = int(contexts.max())
-        tokens_T = self._put(tokens)
+        pages = table.pages[rows, : -(-longest // size)]
+        wanted = _wanted(plan, starts)
+        tokens_T, positions_T, slots_T, starts_S1, contexts_S, pages_SP, logits_L, decodes_D = put(
+            self.device, tokens, positions, slots, starts, contexts, pages, wanted, decodes
+        )
         if count:
-            tokens_T[:count] = self._last_R[self._put(decodes)]
+            tokens_T[:count] = self._last_R[decodes_D]
         return Step(
-            tokens_T=tokens_T,
-            positions_T=self._put(positions),
-            slots_T=self._put(slots),
-            starts_S1=self._put(starts),
-            contexts_S=self._put(contexts),
-            pages_SP=self._put(table.pages[rows, : -(-longest // size)]),
-            logits_L=self._put(_wanted(plan, starts)),
+            tokens_T,
+            positions_T,
+            slots_T,
+            starts_S1,
+            contexts_S,
+            pages_SP,
+            logits_L,
             max_query=int(queries.max()),
             max_context=longest,
         )
@@ -182,16 +191,10 @@ class Runner:
                 continue
             after = self.table.tokens[chunk.row, chunk.start + 1 : chunk.start + 1 + stop - start]
             top = chunk.sequence.generation.sampling.logprobs or 0
-            tokens_M = self._put(after.astype(np.int64))
+            (tokens_M,) = put(self.device, after.astype(np.int64))
             found.append(likely(logits_LV[start:stop], tokens_M, top))
             start = stop
         return found
-
-    def _put(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
 
 def _wanted(plan: Plan, starts: NDArray[np.int32]) -> Rows:

@@ -1,12 +1,13 @@
 """Chooses the next token of each row from its logits, as its `Sampling` says.
 
-Owns what sampling keeps for each row of the table: its parameters, and counts of tokens where
+Owns what sampling keeps for each row of the table: its parameters, and tallies of tokens where
 penalties need them. Vectorised: a batch of plain greedy rows costs one argmax; other rows pay for
-what they ask. Invariant: a row's token depends on its own logits, parameters, seed and position
-alone, and is BAD where its logits are not finite.
+what they ask. The host knows all tokens before the one that is chosen. Invariant: a row's token
+depends on its own logits, parameters, seed and position alone, and is BAD where its logits are not
+finite.
 
 Shape suffixes: B rows that get a token, V vocabulary, M rows of B that ask for something, K likely
-tokens.
+tokens, E entries of logits that are changed one by one.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from backends.llm import chance
 from backends.llm.draw import draw, truncate, weights
-from backends.llm.sequence import Rows, Sequence
+from backends.llm.sequence import Rows, Sequence, Table
+from backends.llm.staging import put
+from backends.llm.tally import Tally
 
 BAD = -1
-_SHIFTS = tuple(range(8))
 
 
 class Likely(NamedTuple):
@@ -52,13 +54,13 @@ def likely(logits_MV: Tensor, tokens_M: Tensor, top: int) -> Likely:
 
 
 class Sampler:
-    def __init__(self, rows: int, vocabulary: int, device: torch.device) -> None:
-        self._vocabulary, self._device = vocabulary, device
+    def __init__(self, table: Table, vocabulary: int, device: torch.device) -> None:
+        self._table, self._vocabulary, self._device = table, vocabulary, device
+        rows = table.rows
         self._temperature = np.zeros(rows, np.float32)
         self._top_k = np.zeros(rows, np.int64)
         self._top_p = np.ones(rows, np.float64)
         self._min_p = np.zeros(rows, np.float32)
-        self._cut = np.zeros(rows, np.bool_)
         self._penalties = np.zeros((rows, 3), np.float32)  # repetition, presence, frequency
         self._penal = np.zeros(rows, np.bool_)
         self._seeds = np.zeros(rows, np.uint64)
@@ -70,18 +72,15 @@ class Sampler:
         self._bias: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         # Rows whose logits are taken as they are.
         self._plain = np.ones(rows, np.bool_)
-        # Twice how often each token was generated, and one where it is in the prompt.
-        self._counts: Tensor | None = None
-        self._slots = np.full(rows, -1, np.int64)
-        self._free_slots: list[int] = []
+        self._tallies: dict[int, Tally] = {}
+        self._tallied = np.zeros(rows, np.int64)  # tokens of the sequence that are counted
 
-    def place(self, sequence: Sequence, tokens: NDArray[np.int32]) -> None:
-        """Its row is its own from now on; `tokens` are those that it has so far."""
+    def place(self, sequence: Sequence) -> None:
+        """Its row in the table is its own from now on."""
         row, sampling = sequence.row, sequence.generation.sampling
         self._temperature[row] = sampling.temperature
         self._top_k[row], self._top_p[row] = sampling.top_k, sampling.top_p
         self._min_p[row] = sampling.min_p
-        self._cut[row] = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
         penalties = (
             sampling.repetition_penalty,
             sampling.presence_penalty,
@@ -105,8 +104,12 @@ class Sampler:
             or self._min_tokens[row]
             or sampling.logprobs is not None
         )
+        self._tallies.pop(row, None)
         if self._penal[row]:
-            self._count(row, tokens, sequence.prompt)
+            prompt = self._table.tokens[row, : sequence.prompt]
+            # Only a repetition's penalty is for those of the prompt too.
+            self._tallies[row] = Tally(prompt[: 0 if penalties[0] == 1 else None])
+            self._tallied[row] = sequence.prompt
 
     def choose(
         self,
@@ -121,72 +124,82 @@ class Sampler:
             return Chosen(_checked(*logits_BV.max(-1)), rows[:0], rows[:0], None)
         self._add_bias(logits_BV, rows)
         asked = np.flatnonzero(self._logprobs[rows] >= 0)
-        raw_MV = logits_BV[self._tensor(asked)] if len(asked) else None
+        (asked_M,) = put(self._device, asked)
+        raw_MV = logits_BV[asked_M] if len(asked) else None
         self._penalise(logits_BV, rows)
         self._forbid(logits_BV, rows, positions, masks)
         tokens_B = self._pick(logits_BV, rows, positions)
-        self._count_in(rows, tokens_B)
         found, tops = None, self._logprobs[rows[asked]]
         if raw_MV is not None:
-            own_M = tokens_B[self._tensor(asked)].clamp(min=0)
-            found = likely(raw_MV, own_M, int(tops.max()))
+            found = likely(raw_MV, tokens_B[asked_M].clamp(min=0), int(tops.max()))
         return Chosen(tokens_B, asked, tops, found)
 
     def _pick(self, logits_BV: Tensor, rows: Rows, positions: Rows) -> Tensor:
         best_B, tokens_B = logits_BV.max(-1)
         random = np.flatnonzero(self._temperature[rows] > 0)
-        if len(random):
-            whole = len(random) == len(rows)
-            at_M, own = self._tensor(random), rows[random]
-            weights_MV = weights(
-                logits_BV if whole else logits_BV[at_M], self._tensor(self._temperature[own])
-            )
-            if self._cut[own].any():
-                self._truncate(weights_MV, own)
-            chances = chance.uniform(
-                self._seeds[own], self._choices[own], positions[random].astype(np.uint64)
-            )
-            tokens_B[at_M] = draw(weights_MV, self._tensor(chances)).clamp_(
-                max=self._vocabulary - 1
-            )
-        return _checked(best_B, tokens_B)
-
-    def _truncate(self, weights_MV: Tensor, own: Rows) -> None:
-        top_k, top_p = self._top_k[own], self._top_p[own]
-        min_p_M = self._tensor(self._min_p[own])
-        if not top_k.any() and (top_p >= 1).all():
+        if not len(random):
+            return _checked(best_B, tokens_B)
+        own = rows[random]
+        chances = chance.uniform(
+            self._seeds[own], self._choices[own], positions[random].astype(np.uint64)
+        )
+        at_M, temperature_M, chance_M, top_k_M, top_p_M, min_p_M = put(
+            self._device,
+            random,
+            self._temperature[own],
+            chances,
+            self._top_k[own],
+            self._top_p[own],
+            self._min_p[own],
+        )
+        logits_MV = logits_BV if len(random) == len(rows) else logits_BV[at_M]
+        weights_MV = weights(logits_MV, temperature_M)
+        most, narrow = int(self._top_k[own].max()), bool((self._top_p[own] < 1).any())
+        if most or narrow:
+            truncate(weights_MV, top_k_M, top_p_M, min_p_M, most)
+        elif self._min_p[own].any():
             weights_MV.masked_fill_(weights_MV < min_p_M[:, None], 0.0)
-            return
-        truncate(weights_MV, self._tensor(top_k), self._tensor(top_p), min_p_M, int(top_k.max()))
+        # Where there was a NaN it may be anything; `_checked` sees to that.
+        tokens_B[at_M] = draw(weights_MV, chance_M).clamp_(max=self._vocabulary - 1)
+        return _checked(best_B, tokens_B)
 
     # ---------------------------------------------------------------------- what changes the logits
 
     def _add_bias(self, logits_BV: Tensor, rows: Rows) -> None:
         biased = np.flatnonzero(self._biased[rows])
         if len(biased):
-            parts = [self._bias[int(rows[place])] for place in biased]
+            parts = [self._bias[row] for row in rows[biased].tolist()]
             places = np.repeat(biased, [len(ids) for ids, _ in parts])
-            index = self._tensor(places), self._tensor(np.concatenate([ids for ids, _ in parts]))
-            values = self._tensor(np.concatenate([values for _, values in parts]))
-            logits_BV.index_put_(index, values, accumulate=True)
+            ids, values = (np.concatenate(side) for side in zip(*parts, strict=True))
+            places_E, ids_E, values_E = put(self._device, places, ids, values)
+            logits_BV.index_put_((places_E, ids_E), values_E, accumulate=True)
 
     def _penalise(self, logits_BV: Tensor, rows: Rows) -> None:
         penal = np.flatnonzero(self._penal[rows])
         if not len(penal):
             return
-        assert self._counts is not None
-        own = rows[penal]
-        at_M = self._tensor(penal)
-        counts_MV = self._counts[self._tensor(self._slots[own])]
-        repetition_M1, presence_M1, frequency_M1 = self._tensor(self._penalties[own]).chunk(3, 1)
-        logits_MV = logits_BV[at_M]
-        repeated_MV = torch.where(
-            logits_MV > 0, logits_MV / repetition_M1, logits_MV * repetition_M1
+        tallies = [self._tally(row) for row in rows[penal].tolist()]
+        sizes = [len(tally.ids) for tally in tallies]
+        places_E, ids_E, counts_E, penalties_E3 = put(
+            self._device,
+            np.repeat(penal, sizes),
+            np.concatenate([tally.ids for tally in tallies]),
+            np.concatenate([tally.counts for tally in tallies]),
+            np.repeat(self._penalties[rows[penal]], sizes, 0),
         )
-        logits_MV = torch.where(counts_MV > 0, repeated_MV, logits_MV)
-        generated_MV = counts_MV >> 1
-        logits_MV -= frequency_M1 * generated_MV + presence_M1 * (generated_MV > 0)
-        logits_BV[at_M] = logits_MV
+        repetition_E, presence_E, frequency_E = penalties_E3.unbind(1)
+        logits_E = logits_BV[places_E, ids_E]
+        logits_E = torch.where(logits_E > 0, logits_E / repetition_E, logits_E * repetition_E)
+        logits_E -= frequency_E * counts_E + presence_E * (counts_E > 0)
+        logits_BV[places_E, ids_E] = logits_E
+
+    def _tally(self, row: int) -> Tally:
+        """With all tokens that are known by now."""
+        tally, known = self._tallies[row], int(self._table.known[row])
+        for token in self._table.tokens[row, self._tallied[row] : known].tolist():
+            tally.add(token)
+        self._tallied[row] = known
+        return tally
 
     def _forbid(
         self,
@@ -197,50 +210,19 @@ class Sampler:
     ) -> None:
         early = np.flatnonzero(positions < self._min_tokens[rows])
         if len(early):
-            parts = [self._stops[int(rows[place])] for place in early]
+            parts = [self._stops[row] for row in rows[early].tolist()]
             places = np.repeat(early, [len(ids) for ids in parts])
-            index = self._tensor(places), self._tensor(np.concatenate(parts))
-            logits_BV[index] = -torch.inf
+            places_E, ids_E = put(self._device, places, np.concatenate(parts))
+            logits_BV[places_E, ids_E] = -torch.inf
         if masks:
-            at_M = self._tensor(np.array([place for place, _ in masks], np.int64))
-            packed = self._tensor(np.stack([bits for _, bits in masks]).view(np.uint8))
-            shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=self._device)
+            at_M, packed, shifts = put(
+                self._device,
+                np.array([place for place, _ in masks], np.int64),
+                np.stack([bits for _, bits in masks]).view(np.uint8),
+                np.arange(8, dtype=np.uint8),
+            )
             bits_MV = (packed[:, :, None] >> shifts & 1).flatten(1)[:, : self._vocabulary]
             logits_BV[at_M] = logits_BV[at_M].masked_fill_(bits_MV == 0, -torch.inf)
-
-    # --------------------------------------------------------------------------- counts of tokens
-
-    def _count(self, row: int, tokens: NDArray[np.int32], prompt: int) -> None:
-        if self._slots[row] < 0:
-            self._slots[row] = self._slot()
-        assert self._counts is not None
-        counts = np.bincount(tokens[prompt:], minlength=self._vocabulary) * 2
-        counts[np.unique(tokens[:prompt])] += 1
-        self._counts[int(self._slots[row])] = self._tensor(counts.astype(np.int32))
-
-    def _slot(self) -> int:
-        """A slot stays with its row: most of what comes to a row asks for the same as before it."""
-        if not self._free_slots:
-            old = self._counts
-            size = 8 if old is None else len(old)
-            more = torch.zeros((size, self._vocabulary), dtype=torch.int32, device=self._device)
-            start = 0 if old is None else size
-            self._counts = more if old is None else torch.cat([old, more])
-            self._free_slots = list(range(start + size - 1, start - 1, -1))
-        return self._free_slots.pop()
-
-    def _count_in(self, rows: Rows, tokens_B: Tensor) -> None:
-        penal = np.flatnonzero(self._penal[rows])
-        if len(penal):
-            assert self._counts is not None
-            slots_M = self._tensor(self._slots[rows[penal]])
-            self._counts[slots_M, tokens_B[self._tensor(penal)].clamp(min=0)] += 2
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
 
 
 def _checked(best_B: Tensor, tokens_B: Tensor) -> Tensor:

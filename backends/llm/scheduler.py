@@ -9,8 +9,6 @@ begun.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from backends.llm.deadlines import Deadlines
@@ -18,6 +16,7 @@ from backends.llm.fairness import Fairness
 from backends.llm.pages import Pages, Unsound
 from backends.llm.plan import Chunk, Plan
 from backends.llm.prefix import Prefix
+from backends.llm.running import Running
 from backends.llm.sequence import Rows, Sequence, Table
 from backends.llm.waiting import Waiting
 
@@ -39,11 +38,7 @@ class Scheduler:
         self.serving = ""
         self.fairness = Fairness()
         self.waiting = Waiting(self.fairness)
-        self.running: dict[Sequence, None] = {}
-        self._prefilling: dict[Sequence, None] = {}
-        self._decoding: dict[str, dict[int, None]] = {}
-        self._decoding_rows: dict[str, Rows] = {}  # the same as arrays, until they change
-        self._live: Counter[str] = Counter()
+        self.running = Running()
         self._last = ""
         # Ended, but a step in flight still writes to their pages.
         self._ending: dict[int, Sequence] = {}
@@ -80,7 +75,7 @@ class Scheduler:
             return
         row = sequence.row
         self.table.ended[row] = True
-        self._stop_running(sequence)
+        self.running.stop(sequence)
         if self.table.inflight[row]:
             self._ending[row] = sequence
         else:
@@ -123,7 +118,7 @@ class Scheduler:
         """Whether anybody runs under it, or waits and has to."""
         ending = any(sequence.version == version for sequence in self._ending.values())
         waits = any(sequence.version == version for sequence in self.waiting)
-        return self._live[version] > 0 or ending or waits
+        return version in self.running.versions or ending or waits
 
     # ------------------------------------------------------------------------------------ the step
 
@@ -142,8 +137,8 @@ class Scheduler:
 
     def _turns(self) -> list[str]:
         """Versions that may have work; the one after the last first."""
-        versions = [version for version, count in self._live.items() if count]
-        head = next(self.waiting.heads(), None)
+        versions = self.running.versions
+        head = self.waiting.first
         if head is not None and self._wanted(head) not in versions:
             versions.append(self._wanted(head))
         if len(versions) > 1:
@@ -161,9 +156,7 @@ class Scheduler:
         table.length[decodes] += 1
         self.fairness.charge_outputs(table.tenant[decodes])
         left = self._budget - len(decodes)
-        begun = [s for s in self._prefilling if s.version == version]
-        begun.sort(key=lambda sequence: sequence.rank)
-        for sequence in begun:
+        for sequence in self.running.prefilling(version):
             left -= self._chunk(plan, sequence, left)
         if left and self.waiting.count:
             self._admit(plan, now, left)
@@ -182,10 +175,7 @@ class Scheduler:
 
     def _decodes(self, version: str) -> Rows:
         """Rows of which all but the last token is computed, and which may have another."""
-        rows = self._decoding_rows.get(version)
-        if rows is None:
-            rows = np.array(list(self._decoding.get(version, ())), np.int64)
-            self._decoding_rows[version] = rows
+        rows = self.running.decoding(version)
         return rows[self.table.length[rows] < self.table.limit[rows]]
 
     def _find_pages(self, plan: Plan, settled: bool) -> None:
@@ -223,7 +213,7 @@ class Scheduler:
             if not settled:
                 self.short = True
                 return False
-            victim = max(self.running, key=lambda other: other.rank)
+            victim = self.running.worst
             self.preempt(victim)
             if victim is sequence:
                 return False
@@ -266,13 +256,12 @@ class Scheduler:
             table.length[follower.row] = table.length[leader.row]
             follower.root, follower.names = leader.root, list(leader.names)
             follower.named = int(table.computed[leader.row]) // self._size
-            self._decodes_now(follower)
+            self.running.decode(follower)
         rows = [follower.row for follower in leader.followers]
         for sequence in leader.group:
             sequence.prompt_done = sequence.reuse = True
         leader.followers = []
-        self._prefilling.pop(leader)
-        self._decodes_now(leader)
+        self.running.decode(leader)
         return rows
 
     # -------------------------------------------------------------------------------- coming to run
@@ -288,6 +277,9 @@ class Scheduler:
             left -= self._chunk(plan, head, left)
 
     def _next(self, version: str) -> Sequence | None:
+        head = self.waiting.first
+        if head is None or self._wanted(head) == version:
+            return head
         return next((s for s in self.waiting.heads() if self._wanted(s) == version), None)
 
     def _wanted(self, sequence: Sequence) -> str:
@@ -299,11 +291,11 @@ class Scheduler:
         if len(table.free) < len(leader.group):
             return False
         found = self._prefix.find(leader, version)
-        pages.share(found)
         need = self._blocks(leader) - len(found)
-        if pages.available < need + self._reserve():
-            pages.release(reversed(found))
+        unheld = int((pages.refs[found] == 0).sum())  # no more to be had once they are shared
+        if pages.available - unheld < need + self._reserve():
             return False
+        pages.share(found)
         self.waiting.remove(leader)
         if not leader.order:
             self._admitted += 1
@@ -312,12 +304,10 @@ class Scheduler:
             sequence.version, sequence.order = version, leader.order
             table.place(sequence)
             plan.placed.append(sequence)
-            self.running[sequence] = None
-            self._live[version] += 1
         table.extend(leader.row, found + pages.take(need))
         table.computed[leader.row] = len(found) * self._size
         leader.named = len(found)
-        self._prefilling[leader] = None
+        self.running.begin(leader)
         self._account(leader, len(found) * self._size)
         return True
 
@@ -342,15 +332,14 @@ class Scheduler:
 
     def _make_way(self, settled: bool) -> None:
         """A head of better priority than some that run takes their room."""
-        head = next(self.waiting.heads(), None) if self.running else None
+        head = self.waiting.first
         while head is not None and self.running:
-            worst = max(self.running, key=lambda sequence: sequence.rank)
-            if worst.generation.priority <= head.generation.priority or self._fits(head):
+            if self.running.worst_priority <= head.generation.priority or self._fits(head):
                 return
             if not settled:
                 self.short = True
                 return
-            self.preempt(worst)
+            self.preempt(self.running.worst)
 
     def _fits(self, leader: Sequence) -> bool:
         """Without what may be cached: an estimate on the safe side."""
@@ -359,25 +348,12 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of its line; what it has generated stays, its pages go."""
-        leader = next((s for s in self._prefilling if sequence in s.followers), sequence)
+        leader = self.running.leader(sequence)
         for member in leader.group:
-            self._stop_running(member)
+            self.running.stop(member)
             self._give_back(member, ends=False)
         self.waiting.push(leader, first=True)
         self.preemptions += 1
-
-    def _decodes_now(self, sequence: Sequence) -> None:
-        self._decoding.setdefault(sequence.version, {})[sequence.row] = None
-        self._decoding_rows.pop(sequence.version, None)
-
-    def _stop_running(self, sequence: Sequence) -> None:
-        del self.running[sequence]
-        self._live[sequence.version] -= 1
-        self._prefilling.pop(sequence, None)
-        rows = self._decoding.get(sequence.version, {})
-        if sequence.row in rows:
-            del rows[sequence.row]
-            self._decoding_rows.pop(sequence.version, None)
 
     def _give_back(self, sequence: Sequence, *, ends: bool = True) -> None:
         table, row = self.table, sequence.row

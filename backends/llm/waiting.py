@@ -45,6 +45,14 @@ class Waiting:
             if not lines:
                 del self._lines[priority]
 
+    @property
+    def first(self) -> Sequence | None:
+        """The best head."""
+        if not self._lines:
+            return None
+        lines, counters = self._lines[min(self._lines)], self._fairness.counters
+        return next(iter(lines[min(lines, key=lambda index: float(counters[index]))]))
+
     def heads(self) -> Iterator[Sequence]:
         """The first of each line, best first; taken anew after every change."""
         counters = self._fairness.counters

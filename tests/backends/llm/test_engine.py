@@ -48,10 +48,17 @@ def test_batched_equals_one_by_one_greedy(ahead: int) -> None:
 
 @AHEAD
 def test_batched_equals_one_by_one_with_a_seed(ahead: int) -> None:
-    asked = [
-        generation(i, p, 10, temperature=0.8, top_p=0.9, seed=i) for i, p in enumerate(prompts(16))
+    wishes: list[dict[str, Any]] = [
+        {"top_p": 0.9},
+        {"top_k": 5, "repetition_penalty": 1.3},
+        {"frequency_penalty": 0.5, "temperature": 0.0},
+        {"min_p": 0.2, "logit_bias": ((7, 3.0),)},
     ]
-    together, _ = run(asked, ahead=ahead, token_budget=24, max_running=8)
+    asked = [
+        generation(i, p, 10, **{"temperature": 0.8, "seed": i} | wishes[i % 4])
+        for i, p in enumerate(prompts(16))
+    ]
+    together, _ = run(asked, ahead=ahead, token_budget=24, max_running=8, pages=30)
     for each in asked:
         assert together.tokens[each.key, 0] == alone(each).tokens[each.key, 0]
 

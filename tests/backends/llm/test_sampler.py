@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backends.llm.sampler import BAD, Sampler
-from backends.llm.sequence import Sequence
+from backends.llm.sequence import Sequence, Table
 from tests.backends.llm.fakes import ListMask, generation
 
 VOCABULARY = 70
@@ -23,7 +23,8 @@ class Batch:
     """Rows with their own wishes, sampled together."""
 
     def __init__(self, wishes: list[dict[str, Any]], prompt: tuple[int, ...] = (1, 2, 2)) -> None:
-        self.sampler = Sampler(len(wishes) + 3, VOCABULARY, CPU)
+        self.table = Table(len(wishes) + 3, 128, 4)
+        self.sampler = Sampler(self.table, VOCABULARY, CPU)
         self.rows = np.arange(len(wishes))[::-1] + 2
         self.prompt = np.array(prompt, np.int32)
         for row, wish in zip(self.rows.tolist(), wishes, strict=True):
@@ -33,13 +34,17 @@ class Batch:
         each = generation(row, tokens.tolist(), 99, **wish)
         sequence = Sequence(each, 0, self.prompt, 99, each.sampling.seed or 0)
         sequence.row = row
-        self.sampler.place(sequence, tokens)
+        self.table.tokens[row, : len(tokens)] = tokens
+        self.table.known[row] = len(tokens)
+        self.sampler.place(sequence)
 
     def choose(self, logits: Tensor, position: int = 0, **options: Any) -> list[int]:
         positions = np.full(len(self.rows), position)
-        return self.sampler.choose(
-            logits.clone(), self.rows, positions, **options
-        ).tokens_B.tolist()
+        chosen = self.sampler.choose(logits.clone(), self.rows, positions, **options)
+        tokens: list[int] = chosen.tokens_B.tolist()
+        self.table.tokens[self.rows, self.table.known[self.rows]] = tokens
+        self.table.known[self.rows] += 1
+        return tokens
 
 
 def logits(rows: int, seed: int = 0) -> Tensor:
