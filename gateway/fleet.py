@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.wire import SURFACES
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.errors import GatewayError, ModelNotFound, NoReplica, NotFound
 from gateway.generation.door import Door, Doors
@@ -147,6 +148,12 @@ class Fleet:
     def backlog(self) -> Backlog:
         """What all clients of calls have not taken yet."""
         return self._doors.backlog
+
+    def offered(self) -> frozenset[str]:
+        """What of /v1 some model answers. An http replica may answer anything there."""
+        relayed = any(pool.config.relay.api == "openai" for pool in self.http.pools())
+        own = {name for model in self._models.values() for name in model.surfaces}
+        return frozenset(own | set(SURFACES) if relayed else own)
 
     def door(self, model: str) -> Door:
         """Where calls of the model come in. Raises ModelNotFound."""

@@ -31,6 +31,7 @@ from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
 from gateway.tenants import Tenants
+from gateway.openapi import beyond
 from gateway.web import make_app
 from gateway.whole import WholeGateway
 from gateway.ws import SocketLimits, WebSocketSurface
@@ -121,7 +122,12 @@ class Worker:
         pages = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await pages.setup()
         assert pages.server is not None
-        surface = OipSurface(fleet, gather=whole.statistics, generative=acts(fleet))
+        surface = OipSurface(
+            fleet,
+            gather=whole.statistics,
+            generative=acts(fleet),
+            beyond=lambda: beyond(fleet.offered()),
+        )
         sockets = WebSocketSurface(
             fleet,
             SocketLimits(max_message=config.server.max_body),

@@ -71,14 +71,15 @@ class CallPool:
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
         self.config = config
-        self.router: Router
+        self.router: Router = make_router(config.routing, rng)
         self.reconfigure(config)
 
     def reconfigure(self, config: ModelConfig) -> None:
-        if config.max_queue != self.config.max_queue:
+        before, self.config, keys = self.config, config, config.generation
+        if config.max_queue != before.max_queue:
             self._resize(config.max_queue)
-        self.config, keys = config, config.generation
-        self.router = make_router(config.routing, self._rng)
+        if config.routing != before.routing:
+            self.router = make_router(config.routing, self._rng)
         self._policy = RetryPolicy(retries=config.retries)
         self._tracks = Tracks(config.canary)
         self._tracks.update([seen.replica for seen in self._serving])

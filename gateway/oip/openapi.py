@@ -7,7 +7,7 @@ names. Invariant: a route that names a schema which is not here fails when the d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.wire import DATATYPES
@@ -213,16 +213,21 @@ _GENERATE_HEADERS = (
 )  # fmt: skip
 
 
-def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
-    """`routes`: those that are offered."""
-    paths: dict[str, Any] = {}
+def document(
+    routes: Iterable[Route],
+    version: str,
+    paths: Mapping[str, Any] | None = None,
+    schemas: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`routes`: those that are offered; `paths` and `schemas`: of other surfaces."""
+    told: dict[str, Any] = {}
     for route in routes:
-        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route)
+        told.setdefault(route.template, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Penstock: Open Inference Protocol v2", "version": version},
-        "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "info": {"title": "Penstock", "version": version},
+        "paths": {**told, **(paths or {})},
+        "components": {"schemas": {**SCHEMAS, **(schemas or {})}},
     }
 
 

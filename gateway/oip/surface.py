@@ -46,7 +46,8 @@ MAX_PATHS = 4096
 
 class OipSurface:
     """`gather`: statistics over all workers, where there are several. `generative`: acts for
-    generate and generate_stream, where models can do that."""
+    generate and generate_stream, where models can do that. `beyond`: paths and schemas that the
+    document has from other surfaces."""
 
     def __init__(
         self,
@@ -54,7 +55,9 @@ class OipSurface:
         *,
         gather: Gather | None = None,
         generative: Mapping[str, Act] | None = None,
+        beyond: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]] = lambda: ({}, {}),
     ) -> None:
+        self._beyond = beyond
         self._directory, self._gather = directory, gather
         self._desk = InferDesk(directory)
         self._router = Router()
@@ -131,7 +134,8 @@ class OipSurface:
     def _openapi(self, exchange: Exchange, model: str, version: str | None) -> None:
         operations = self._operations()
         offered = [route for route in ROUTES if route.operation in operations]
-        answer(exchange, document(offered, server_version()))
+        paths, schemas = self._beyond()
+        answer(exchange, document(offered, server_version(), paths, schemas))
 
     def _operations(self) -> frozenset[str]:
         """Those that any model can be asked for now."""

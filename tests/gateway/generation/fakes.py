@@ -16,6 +16,7 @@ from gateway.generation.socket import opener
 from gateway.lane import Handler, Lane, Limits
 from gateway.model import Model
 from gateway.oip import OipSurface
+from gateway.openapi import beyond
 from gateway.tenants import Tenants
 from gateway.ws import WebSocketSurface
 from tests.gateway.fake_llm import FakeLLM
@@ -29,7 +30,7 @@ STREAM = ASK[:-1] + b',"stream":true}'
 class Gateway:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.oip = OipSurface(fleet, generative=acts(fleet))
+        self.oip = OipSurface(fleet, generative=acts(fleet), beyond=lambda: beyond(fleet.offered()))
         self.sockets = WebSocketSurface(fleet, streams={"generate": opener(fleet, fleet.backlog)})
         self.lane = Lane(self._resolve, None, Limits(linger_s=0.1))
         self.clients: list[Client] = []

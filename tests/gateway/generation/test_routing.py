@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -187,9 +188,7 @@ async def test_a_routing_is_changed_while_calls_run(tmp_path):
     async with serving(tmp_path, *three(tmp_path, script), model=LLM) as gateway:
         replies = [await gateway.post(ask("x"), complete=False) for _ in range(6)]
         await until(lambda: gateway.counters()["live"] == 6)
-        config = gateway.model.config
-        object.__setattr__(config, "routing", "session")
-        gateway.model.reconfigure(config)
+        gateway.model.reconfigure(replace(gateway.model.config, routing="session"))
         go.set()
         await until(lambda: all(reply.complete for reply in replies))
         assert all(reply.status == 200 for reply in replies)
