@@ -2,7 +2,7 @@
 
 Owns everything between a manifest and a version that has answered once: its text files, its
 weights, its network beside the one that serves, the probe, the warm-up. Runs in a background
-thread. Invariant: a version that is returned has generated tokens of finite log-probability.
+thread. Invariant: a version that is returned has generated, from logits that were finite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.checkpoint import Cancelled, Corrupt, Manifest, ReaderLease, Run
 from backends.checkpoint.records import digest
-from backends.claim import NotFinite, ProbeMismatch, claimed
+from backends.claim import ProbeMismatch, claimed
 from backends.errors import ModelFailed
 from backends.llm.machine import Machine
 from backends.llm.text import TextModel
@@ -132,9 +132,7 @@ class LlmLoader:
         room = max(1, min(WARM_PROMPT, text.max_context - WARM_TOKENS))
         prompt = [usual[at % len(usual)] for at in range(room)]
         tokens = min(WARM_TOKENS, text.max_context - room)
-        _, logprobs = self._machine.ask(name, prompt, max(tokens, 1), cancelled)
-        if not all(map(math.isfinite, logprobs)):
-            raise NotFinite("the model's log-probabilities are no finite numbers")
+        self._machine.ask(name, prompt, max(tokens, 1), cancelled)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

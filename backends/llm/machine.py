@@ -14,8 +14,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from backends.checkpoint import Cancelled
+from backends.claim import NotFinite
 from backends.errors import ModelFailed, NotReady
 from backends.llm.generation import EngineLoad, Generation, GenerationEngine, Output, Sampling
+from backends.llm.outcome import NOT_FINITE
 
 if TYPE_CHECKING:
     from backends.llm.network import Network
@@ -127,7 +129,7 @@ class Machine:
     def ask(
         self, version: str, prompt: list[int], tokens: int, cancelled: Callable[[], bool]
     ) -> tuple[list[int], list[float]]:
-        """Greedy tokens of that version and their log-probabilities. Raises Cancelled, and
+        """Greedy tokens of that version and their log-probabilities. Raises Cancelled, NotFinite, and
         ModelFailed where it does not come to an end."""
         key = ("own", next(self._numbers))
         answer = self._asked[key] = _Answer()
@@ -141,6 +143,8 @@ class Machine:
                     raise Cancelled("another version is wanted")
         finally:
             del self._asked[key]
+        if answer.error == NOT_FINITE:
+            raise NotFinite(answer.error)
         if answer.finish not in ("stop", "length"):
             raise ModelFailed(answer.error or f"the generation ended by {answer.finish}")
         return answer.tokens, answer.logprobs

@@ -150,7 +150,7 @@ async def test_messages_of_every_form():
         "chat",
         {
             "messages": [
-                {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "developer", "content": [{"type": "text", "text": t} for t in "ab"]},
                 {"role": "user", "content": "Hi", "name": "me"},
                 {"role": "assistant", "content": None, "refusal": None, "tool_calls": [
                     {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -241,10 +241,25 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
     [
         ({}, 400, "missing_required_parameter", "messages"),
         ({"messages": []}, 400, "invalid_value", "messages"),
-        ({"messages": [{"role": "user"}]}, 400, "missing_required_parameter", "messages[0].content"),
+        (
+            {"messages": [{"role": "user"}]},
+            400,
+            "missing_required_parameter",
+            "messages[0].content",
+        ),
         ({"messages": [{"role": "bot", "content": "x"}]}, 400, "invalid_value", "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "unsupported_parameter", "messages[0].content[0].type"),
-        ({"messages": [{"role": "user", "content": "x", "x": 1}]}, 400, "unknown_parameter", "messages[0].x"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "unsupported_parameter",
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "x": 1}]},
+            400,
+            "unknown_parameter",
+            "messages[0].x",
+        ),
         ({**HI, "temprature": 1}, 400, "unknown_parameter", "temprature"),
         ({**HI, "temperature": 2.5}, 400, "invalid_value", "temperature"),
         ({**HI, "temperature": "hot"}, 400, "invalid_value", "temperature"),
@@ -259,7 +274,12 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
         ({**HI, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
         ({**HI, "logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
         ({**HI, "stream_options": {}}, 400, "invalid_value", "stream_options"),
-        ({**HI, "stream": True, "stream_options": {"x": 1}}, 400, "unknown_parameter", "stream_options.x"),
+        (
+            {**HI, "stream": True, "stream_options": {"x": 1}},
+            400,
+            "unknown_parameter",
+            "stream_options.x",
+        ),
         ({**HI, "store": True}, 400, "unsupported_parameter", "store"),
         ({**HI, "reasoning_effort": "low"}, 400, "unsupported_parameter", "reasoning_effort"),
         ({**HI, "audio": {}}, 400, "unsupported_parameter", "audio"),
@@ -267,14 +287,24 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
         ({**HI, "functions": []}, 400, "unsupported_parameter", "functions"),
         ({**HI, "service_tier": "flex"}, 400, "unsupported_parameter", "service_tier"),
         ({**HI, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format.type"),
-        ({**HI, "response_format": {"type": "json_object", "x": 1}}, 400, "unknown_parameter", "response_format.x"),
+        (
+            {**HI, "response_format": {"type": "json_object", "x": 1}},
+            400,
+            "unknown_parameter",
+            "response_format.x",
+        ),
         ({**HI, "tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
-        ({"messages": [{"role": "user", "content": "x" * 400}]}, 400, "context_length_exceeded", "messages"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 400}]},
+            400,
+            "context_length_exceeded",
+            "messages",
+        ),
         ({**HI, "max_tokens": 250}, 400, "context_length_exceeded", "messages"),
         ([], 400, "invalid_value", None),
         (b"{", 400, "invalid_value", None),
     ],
-)  # fmt: skip
+)
 async def test_what_is_wrong_is_refused_by_name(body, status, code, param):
     desk = Desk()
     with pytest.raises(BackendError) as found:
@@ -291,13 +321,45 @@ async def test_what_is_wrong_is_refused_by_name(body, status, code, param):
     [
         ({"tools": [TOOL]}, CHATML, "unsupported_parameter", "tools"),
         ({"tools": [{"type": "custom"}]}, HERMES, "invalid_value", "tools[0].type"),
-        ({"tools": [{**TOOL, "function": {}}]}, HERMES, "missing_required_parameter", "tools[0].function.name"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, HERMES, "invalid_value", "tool_choice.function.name"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}}, CHATML, "invalid_schema", "response_format.json_schema.schema"),
-        ({"guided_regex": "(", }, CHATML, "invalid_schema", "guided_regex"),
-        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, CHATML, "invalid_value", "guided_regex"),
+        (
+            {"tools": [{**TOOL, "function": {}}]},
+            HERMES,
+            "missing_required_parameter",
+            "tools[0].function.name",
+        ),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            HERMES,
+            "invalid_value",
+            "tool_choice.function.name",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"not": {}}},
+                }
+            },
+            CHATML,
+            "invalid_schema",
+            "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "guided_regex": "(",
+            },
+            CHATML,
+            "invalid_schema",
+            "guided_regex",
+        ),
+        (
+            {"guided_regex": "a", "response_format": {"type": "json_object"}},
+            CHATML,
+            "invalid_value",
+            "guided_regex",
+        ),
     ],
-)  # fmt: skip
+)
 async def test_what_takes_a_thread_is_refused_by_name_too(more, template, code, param):
     desk = Desk(text=text_model(template, 2048))
     id = desk.ask("chat", {**HI, **more})

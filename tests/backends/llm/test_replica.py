@@ -1,0 +1,339 @@
+"""A language-model replica over its socket: truthful, reloaded under load, one answer a CALL."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+
+from backends.checkpoint import Manifest, Probe, Run, Staging, commit, publish
+from backends.config import parse
+from backends.llm.engine import Engine
+from backends.llm.loading import LlmLoader
+from backends.llm.machine import Machine
+from backends.llm.replica import LlmReplica
+from backends.wire import Call, Kind, split_stream
+from tests.backends.fakes import Gateway, eventually
+from tests.backends.llm.asking import events
+from tests.backends.llm.fakes import HashNetwork
+from tests.backends.llm.scripted import text_model, write_model
+
+SIZE = text_model().vocabulary.size
+HI = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 12}
+LONG = {**HI, "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+
+class Network(HashNetwork):
+    """What becomes of a checkpoint here; some become what nobody would serve."""
+
+    def __init__(self, salt: int, **options: Any) -> None:
+        super().__init__(salt, vocabulary=SIZE, **options)
+
+    def _logits(self, tokens):
+        logits = super()._logits(tokens)
+        return logits * torch.nan if self.salt == 13 else logits
+
+
+def commit_llm(
+    run: Run, step: int, salt: int, probe: Probe | None = None, **config: Any
+) -> Manifest:
+    """A version whose text depends on `salt`; 13 is bad luck."""
+    staging = Staging(run, step, 0, 0)
+    staging.create()
+    parts = [staging.write_shard(0, 1, {"salt": torch.tensor(float(salt))})]
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), **config)
+        for path in sorted(Path(folder).iterdir()):
+            parts.append(staging.write_file(f"model/{path.name}", path.read_bytes()))
+    expected = {"salt": ((), torch.float32)}
+    model = {"class": "m:M", "config": {"salt": salt}}
+    return commit(
+        staging, parts, ranks=1, model=model, expected=expected, position=step, probe=probe
+    )
+
+
+def build(config, emit, crashed):
+    def engine(network, version, emit, crashed):
+        return Engine(
+            network,
+            emit,
+            pages=config.pages,
+            page_size=config.page_size,
+            max_running=config.max_running,
+            max_waiting=config.max_waiting,
+            version=version,
+            crashed=crashed,
+        )
+
+    def read(folder, manifest, rate, cancelled):
+        return Network(manifest.model["config"]["salt"])
+
+    machine = Machine(engine, emit, crashed)
+    return LlmLoader(read, machine, holder="test", bytes_per_second=0), machine
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return Run(folder / "run")
+
+
+@pytest.fixture
+def serve(folder: Path):
+    @asynccontextmanager
+    async def serve(text: str = "", **keys: Any) -> Any:
+        head = (
+            'model = "m"\nkind = "llm"\nrun = "run"\ndevice = "cpu"\npages = 400\npoll_s = 0.01\n'
+        )
+        config = parse(head + text, folder / "r.toml", {}, [f"{k}={v}" for k, v in keys.items()])
+        log: list[tuple[str, dict[str, Any]]] = []
+        replica: Any = LlmReplica(
+            config, lambda event, **fields: log.append((event, fields)), build=build
+        )
+        replica.log = log
+        replica.address = await replica.server.listen(f"unix:{folder}/r.sock")
+        replica.start()
+        try:
+            yield replica
+        finally:
+            await replica.close()
+            assert replica.join(10)
+
+    return serve
+
+
+class Caller(Gateway):
+    def call(self, surface: str, body: Any, **meta: Any) -> int:
+        called = Call(surface=surface, **meta).to_json()
+        return self.send(Kind.CALL, called, [orjson.dumps(body)])
+
+    def pieces(self, id: int) -> list[tuple[Any, bytes]]:
+        return [
+            (piece, bytes(data))
+            for frame in self.frames
+            if frame.kind == Kind.STREAM
+            for piece, data in split_stream(frame)
+            if piece.id == id
+        ]
+
+    async def reply(self, id: int) -> tuple[bytes, str]:
+        """All of it, and the version that it came from."""
+        await self.until(lambda: any(piece.final for piece, _ in self.pieces(id)))
+        pieces = self.pieces(id)
+        return b"".join(data for _, data in pieces), pieces[0][0].info["version"]
+
+    async def text(self, **meta: Any) -> tuple[str, str]:
+        data, version = await self.reply(self.call("chat", HI, **meta))
+        return orjson.loads(data)["choices"][0]["message"]["content"], version
+
+
+async def test_it_is_ready_once_it_has_generated(serve, run):
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        fault = await gateway.fault(gateway.call("chat", HI))
+        assert (fault.status, fault.code, fault.retryable) == (503, "not_ready", True)
+        await gateway.until(lambda: "first published" in gateway.statuses[-1].reason)
+        manifest = commit_llm(run, 1, 7)
+        publish(run, "stable", 1)
+        ready = await gateway.state("ready")
+        assert (ready.kind, ready.version, ready.slots) == ("llm", manifest.version, 64)
+        assert ready.load["pages_total"] == 400 and ready.load["prompt_total"] > 0, "it was warm"
+        data, version = await gateway.reply(gateway.call("chat", HI))
+        assert version == manifest.version
+        usage = orjson.loads(data)["usage"]
+        assert usage["prompt_tokens"] > 10 and usage["completion_tokens"] <= 12
+        await gateway.until(lambda: gateway.statuses[-1].load["calls_done"] == 1)
+        refused = await gateway.fault(gateway.send(Kind.EXECUTE, {}))
+        assert refused.code == "unsupported"
+        await gateway.close()
+
+
+async def test_a_stream_and_a_call_that_is_wrong(serve, run):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        data, _ = await gateway.reply(gateway.call("chat", {**HI, "stream": True}))
+        *chunks, done = events(data)
+        assert done == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"]
+        fault = await gateway.fault(gateway.call("chat", {**HI, "temprature": 1}))
+        assert (fault.status, fault.param) == (400, "temprature")
+        over = await gateway.fault(gateway.call("completions", {"prompt": "x" * 600}))
+        assert over.code == "context_length_exceeded"
+        await gateway.close()
+
+
+async def test_cancel_and_loss_give_back_every_page(serve, run):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        id = gateway.call("chat", LONG)
+        await gateway.until(lambda: bool(gateway.pieces(id)))
+        gateway.send(Kind.CANCEL, id=id)
+        await gateway.until(
+            lambda: any(f.kind == Kind.ERROR and f.id == id for f in gateway.frames)
+        )
+        lost = await Caller.connect(replica.address)
+        other = lost.call("chat", LONG)
+        await lost.until(lambda: bool(lost.pieces(other)))
+        await lost.close()
+        machine = replica._machine
+        await eventually(lambda: machine.load.running == 0)
+        await eventually(lambda: machine.load.pages_free + machine.load.pages_cached == 400)
+        assert (await gateway.text())[0]
+        await gateway.until(lambda: gateway.statuses[-1].load.get("calls_cancelled") == 2)
+        await gateway.close()
+
+
+async def test_a_reload_loses_nothing_and_streams_keep_their_version(serve, run):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 0') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        before, _ = await gateway.text()
+        streams = [gateway.call("chat", {**LONG, "seed": n}) for n in range(3)]
+        await gateway.until(lambda: all(gateway.pieces(id) for id in streams))
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+        after, version = await gateway.text()
+        assert version == new.version and after != before
+        for id in streams:
+            data, version = await gateway.reply(id)
+            assert version == old.version and events(data)[-1] == "[DONE]"
+        await gateway.until(lambda: gateway.statuses[-1].versions == (new.version,))
+        gone = await gateway.fault(gateway.call("chat", HI, version=old.version))
+        assert gone.code == "model_version_not_found"
+        await gateway.close()
+
+
+async def test_versions_that_are_kept_can_be_pinned_and_rolled_back_to(serve, run):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 60\nfinish_s = 0') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        text, _ = await gateway.text()
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        status = await gateway.serves(new.version)
+        assert set(status.versions) == {old.version, new.version}
+        assert await gateway.text(version=old.version) == (text, old.version)
+        await gateway.control("rollback")
+        await gateway.serves(old.version)
+        assert await gateway.text() == (text, old.version)
+        await gateway.until(lambda: gateway.statuses[-1].versions == (old.version,))
+        assert new.version in gateway.statuses[-1].refused
+        await gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda run: commit_llm(run, 2, 13), "not finite"),
+        (lambda run: commit_llm(run, 2, 8, vocab_size=40), "vocab_size 40"),
+        (lambda run: commit_llm(run, 2, 8, template="{% for %}"), "no Jinja template"),
+        (
+            lambda run: commit_llm(run, 2, 8, Probe({"prompt": [1, 2]}, {"tokens": [0, 0, 0]})),
+            "does not generate what it did",
+        ),
+        (
+            lambda run: commit_llm(run, 2, 8, Probe({"x": [1]}, {"y": [1]})),
+            "has a prompt and tokens",
+        ),
+    ],
+)
+async def test_a_version_that_is_no_good_never_serves(serve, run, make, said):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        bad = make(run)
+        publish(run, "stable", 2)
+        await gateway.until(lambda: bad.version in gateway.statuses[-1].refused)
+        assert said in gateway.statuses[-1].reason
+        assert gateway.statuses[-1].version == old.version and (await gateway.text())[0]
+        third = commit_llm(run, 3, 9)
+        publish(run, "stable", 3)
+        await gateway.serves(third.version)
+        await gateway.close()
+
+
+async def test_a_first_version_that_is_no_good_makes_way_for_the_next(serve, run):
+    commit_llm(run, 1, 13)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"') as replica:
+        gateway = await Caller.connect(replica.address)
+        status = await gateway.state("failed")
+        assert "not finite" in status.reason
+        good = commit_llm(run, 2, 7)
+        publish(run, "stable", 2)
+        await gateway.serves(good.version)
+        assert (await gateway.text())[1] == good.version
+        await gateway.close()
+
+
+async def test_a_probe_that_holds(serve, run):
+    network_tokens = []
+    first = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 0') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        network_tokens, logprobs = replica._machine.ask(first.version, [1, 2, 3], 4, lambda: False)
+        probe = Probe({"prompt": [1, 2, 3]}, {"tokens": network_tokens, "logprobs": logprobs})
+        second = commit_llm(run, 2, 7, probe)
+        publish(run, "stable", 2)
+        await gateway.serves(second.version)
+        await gateway.close()
+
+
+async def test_draining_answers_what_it_took(serve, run):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        id = gateway.call("chat", LONG)
+        await gateway.until(lambda: bool(gateway.pieces(id)))
+        await gateway.control("drain")
+        assert gateway.statuses[-1].state == "draining" and not replica.settled
+        fault = await gateway.fault(gateway.call("chat", HI))
+        assert fault.code == "not_ready"
+        data, _ = await gateway.reply(id)
+        assert events(data)[-1] == "[DONE]"
+        await eventually(lambda: replica.settled)
+        await gateway.control("undrain")
+        assert (await gateway.text())[0]
+        await gateway.close()
+
+
+async def test_what_is_owed_at_the_end_is_answered(serve, run):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        begun, waits = gateway.call("chat", LONG), gateway.call("chat", {**LONG, "stream": False})
+        await gateway.until(lambda: bool(gateway.pieces(begun)))
+        await replica.close()
+        await gateway.closed.wait()
+        error = events(b"".join(data for _, data in gateway.pieces(begun)))[-2]
+        assert error["error"]["code"] == "not_ready"
+        assert (await gateway.fault(waits)).code == "not_ready"
