@@ -14,7 +14,6 @@ knows no queue of its own and no clock. Two rules, both tested against oracles i
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from copy import copy
 from itertools import accumulate
 from math import ceil, inf, sqrt
 from typing import Any
@@ -74,7 +73,10 @@ class Targets:
         """The same, but for judging sizes that nobody has tried as well as they may turn out.
         When a batch ends is foreseen no differently."""
         if self._hopeful is None:
-            other = self._hopeful = copy(self)
+            other = self._hopeful = Targets(self._curve, 0.0, 1, None, self._limit)
+            other._seconds, other._safety, other._worth = self._seconds, self._safety, self._worth
+            other.drain, other.hold = self.drain, self.hold
+            other.fair, other.most = self.fair, self.most
             hopes = self._curve.hopes(self._unit, len(self._seconds) - 1)
             other._judge([self._safety * hope for hope in hopes])
         return self._hopeful
