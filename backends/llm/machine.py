@@ -129,8 +129,8 @@ class Machine:
     def ask(
         self, version: str, prompt: list[int], tokens: int, cancelled: Callable[[], bool]
     ) -> tuple[list[int], list[float]]:
-        """Greedy tokens of that version and their log-probabilities. Raises Cancelled, NotFinite, and
-        ModelFailed where it does not come to an end."""
+        """Greedy tokens of that version and their log-probabilities. Raises Cancelled, NotFinite,
+        and ModelFailed where it does not come to an end."""
         key = ("own", next(self._numbers))
         answer = self._asked[key] = _Answer()
         sampling = Sampling(max_tokens=tokens, temperature=0.0, logprobs=0)

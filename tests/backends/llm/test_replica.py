@@ -49,8 +49,10 @@ def commit_llm(
     parts = [staging.write_shard(0, 1, {"salt": torch.tensor(float(salt))})]
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), **config)
-        for path in sorted(Path(folder).iterdir()):
-            parts.append(staging.write_file(f"model/{path.name}", path.read_bytes()))
+        parts += [
+            staging.write_file(f"model/{path.name}", path.read_bytes())
+            for path in sorted(Path(folder).iterdir())
+        ]
     expected = {"salt": ((), torch.float32)}
     model = {"class": "m:M", "config": {"salt": salt}}
     return commit(
