@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import TrainerError
 from trainer.gate import Gate
+from trainer.sizes import size
 
 if TYPE_CHECKING:  # checkpoints load torch, which `--help` and a wrong argument need not wait for
     from backends.checkpoint import Run
@@ -137,9 +138,9 @@ def _ls(run: Run, arguments: argparse.Namespace) -> int:
         ]
         if is_quarantined(run, manifest.hash):
             marks.append("in quarantine")
-        size = f"{manifest.total / 2**20:.1f} MiB"
+        total = size(manifest.total)
         evaluation, seen = show(manifest.evaluation), f"{manifest.position:,}"
-        rows.append((manifest.version, seen, size, evaluation, ", ".join(marks)))
+        rows.append((manifest.version, seen, total, evaluation, ", ".join(marks)))
     if not rows:
         print(f"{run.root}: nothing is committed yet")
         return 0
@@ -162,8 +163,8 @@ def _verify(run: Run, arguments: argparse.Namespace) -> int:
             broken += 1
             print(f"step {step}  BROKEN  {error}")
             continue
-        files, size = len(manifest.files), manifest.total / 2**20
-        print(f"step {step}  whole  {manifest.version}  {files} files, {size:.1f} MiB")
+        files, total = len(manifest.files), size(manifest.total)
+        print(f"step {step}  whole  {manifest.version}  {files} files, {total}")
     if not steps:
         print(f"{run.root}: nothing is committed yet")
     return 1 if broken else 0

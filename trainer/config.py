@@ -210,6 +210,33 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpikeConfig:
+    factor: float | None = key(
+        number(1, 1e6, above=True),
+        "a loss above so many times the usual one stops the run, before it is committed",
+        default=None,
+    )
+    window: int = key(whole(4, 10**5), "steps whose median is the usual loss", default=50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    tensorboard: bool = key(
+        BOOLEAN, "event files in RUN/tensorboard, besides metrics.jsonl", default=False
+    )
+    prometheus: str | None = key(
+        text('a host and a port, such as "127.0.0.1:9400"', r"[^\s:]+:\d{1,5}"),
+        "where rank 0 serves the newest figures",
+        default=None,
+    )
+    peak_tflops: float | None = key(
+        number(0, 1e6, above=True),
+        "of one device, for the MFU; else from its data sheet, or measured",
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishConfig:
     channel: str | None = key(
         CHANNEL, "where the run's last version is published; left out, nowhere", default=None
@@ -256,6 +283,8 @@ class TrainConfig:
     sync: SyncConfig = section(SyncConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
+    spike: SpikeConfig = section(SpikeConfig)
+    metrics: MetricsConfig = section(MetricsConfig)
     publish: PublishConfig = section(PublishConfig)
 
     @property
@@ -345,6 +374,8 @@ def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, 
             "model.config",
             'has a meaning only with "class"; with "init" alone, it is what that has',
         )
+    if config.spike.factor is None and "window" in tree.get("spike", {}):
+        yield "spike.window", 'has a meaning only with "factor"'
     if config.lora.rank is None:
         for name in tree.get("lora", {}):
             yield f"lora.{name}", 'has a meaning only with "rank"'

@@ -45,6 +45,12 @@ class ConfigError(TrainerError):
         self.problems = tuple(problems)
 
 
+class BadAddress(TrainerError):
+    """An address that the configuration names cannot be listened on."""
+
+    code, status = "bad_address", 2
+
+
 class BadPlugin(TrainerError):
     """The model's or the data's class does not do what the trainer needs of it."""
 

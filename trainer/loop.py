@@ -29,6 +29,7 @@ from trainer.pulse import Pulse, Reading
 from trainer.resume import Start
 from trainer.schedule import factor
 from trainer.seeds import derive, seed_torch
+from trainer.spikes import Spikes
 from trainer.sync import Method
 
 
@@ -70,6 +71,7 @@ class Loop:
         self._parts = parts
         self._commits = parts.commits
         self._start = Start()
+        self._spikes = Spikes(config.spike.factor, config.spike.window)
 
     def run(self, start: Start) -> Ending:
         """Trains from `start` to the last step. Raises Diverged or CommitFailed."""
@@ -145,6 +147,15 @@ class Loop:
                     f"step {reading.step}: the loss is {reading.loss:g}, the gradient's norm "
                     f"{reading.norm:g}; nothing of it was committed. {self._commits.good_version}. "
                     "A lower optimizer.lr, a longer schedule.warmup or optimizer.clip=1.0 may help"
+                )
+            usual = self._spikes.usual(reading.loss)
+            if usual is not None:
+                self._commits.settle()
+                raise Diverged(
+                    f"step {reading.step}: the loss is {reading.loss:.4g}, and was about "
+                    f"{usual:.4g} until then; nothing of it was committed. "
+                    f"{self._commits.good_version}. A lower optimizer.lr may help; "
+                    "spike.factor says what a spike is"
                 )
             if reading.failed:
                 self._commits.settle()

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import orjson
 
 from trainer.pulse import Reading
+from trainer.speed import Speed, describe
 
 # How often a log that nobody watches gets a line.
 PLAIN_SECONDS = 5.0
 
 
 class View(Protocol):
-    """Where a person looks."""
+    """Where a person looks. `rates` are as `speed.describe` takes them."""
 
-    def progress(self, step: int, values: Mapping[str, float], rate: float) -> None: ...
+    def progress(
+        self, step: int, values: Mapping[str, float], rates: Mapping[str, float]
+    ) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -38,12 +42,22 @@ class Plain:
     ) -> None:
         self._out, self._steps, self._clock = out, steps, clock
         self._next = clock() + PLAIN_SECONDS
+        self._before: tuple[int, float] | None = None
 
-    def progress(self, step: int, values: Mapping[str, float], rate: float) -> None:
+    def progress(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
         now = self._clock()
         if now >= self._next:
             self._next = now + PLAIN_SECONDS
-            self.say(f"step {step}/{self._steps}  {show(values)}  {rate:,.0f} samples/s")
+            left = self._left(step, now)
+            self.say(f"step {step}/{self._steps}  {show(values)}  {describe(rates)}{left}")
+
+    def _left(self, step: int, now: float) -> str:
+        """How long it will go on, by the time since the line before."""
+        before, self._before = self._before, (step, now)
+        if before is None or step <= before[0] or step >= self._steps:
+            return ""
+        seconds = (now - before[1]) / (step - before[0]) * (self._steps - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
 
     def say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
@@ -73,8 +87,8 @@ class Live:
         self._task = self._progress.add_task("", total=steps, shown="")
         self._progress.start()
 
-    def progress(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        shown = f"{show(values)}  {rate:,.0f} samples/s"
+    def progress(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        shown = f"{show(values)}  {describe(rates)}"
         self._progress.update(self._task, completed=step, shown=shown)
 
     def say(self, text: str) -> None:
@@ -112,8 +126,16 @@ class Journal:
         self._file.close()
 
 
+class Sink(Protocol):
+    """Where figures go besides the journal."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Reporter:
-    """Takes what the loop says to the journal and the view, rates included."""
+    """Takes what the loop says to the journal, the sinks and the view, rates included."""
 
     def __init__(
         self,
@@ -123,8 +145,13 @@ class Reporter:
         every: int,
         batch_size: int,
         clock: Callable[[], float] = time.monotonic,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._journal, self._view, self._every = journal, view, every
+        self._sinks = tuple(sinks)
+        # Set when the run has a model and a device.
+        self.speed = Speed(None, None, None)
+        self.memory: Callable[[], int] | None = None
         self._batch, self._clock = batch_size, clock
         self._since, self._readings = clock(), list[Reading]()
 
@@ -140,32 +167,35 @@ class Reporter:
         if self._journal is None or not self._readings:
             return
         now, count = self._clock(), len(self._readings)
-        rate = count * self._batch / max(now - self._since, 1e-9)
+        rates = self.speed.rates(count * self._batch / max(now - self._since, 1e-9))
+        if self.memory is not None:
+            rates["memory_bytes"] = self.memory()
         last = self._readings[-1]
         values = {"loss": sum(r.loss for r in self._readings) / count}
         for name in last.metrics:
             values[name] = sum(r.metrics[name] for r in self._readings) / count
-        self._journal.write(
-            "step",
-            step=last.step,
-            position=position,
-            **values,
-            grad_norm=last.norm,
-            lr=lr,
-            samples_per_s=round(rate, 1),
-        )
+        figures = {**values, "grad_norm": last.norm, "lr": lr, **rates}
+        self._journal.write("step", step=last.step, position=position, **figures)
+        for sink in self._sinks:
+            sink.scalars(last.step, figures)
         if self._view is not None:
-            self._view.progress(last.step, values, rate)
+            self._view.progress(last.step, values, rates)
         self._since, self._readings = now, []
 
     def event(self, event: str, text: str = "", **values: Any) -> None:
         """A line in the journal and, with a text, one for people."""
         if self._journal is not None:
             self._journal.write(event, **values)
+        if event == "evaluation":
+            found = {f"held_out/{name}": v for name, v in values.items() if name != "step"}
+            for sink in self._sinks:
+                sink.scalars(int(values["step"]), found)
         if self._view is not None and text:
             self._view.say(text)
 
     def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
         if self._view is not None:
             self._view.close()
         if self._journal is not None:

@@ -6,8 +6,9 @@ file is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
@@ -18,7 +19,12 @@ from trainer.model import Definition
 from trainer.optim import SLOTS
 from trainer.parallel import units
 from trainer.schedule import factor
+from trainer.sizes import size
+from trainer.stages import stage_models
 from trainer.state import weights
+
+# Of a class's `tensor_plan`: those under which a tensor is cut, not copied.
+CUT_WORDS = ("embed", "columns", "rows", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +74,15 @@ class Plan:
         )
         yield (
             "memory",
-            f"{_size(self.device_bytes)} a rank and activations: weights "
-            f"{_size(self.weight_bytes)}, gradients {_size(self.gradient_bytes)}, optimizer "
-            f"{_size(self.optimizer_bytes)}, gathered {_size(self.gathered_bytes)}",
+            f"{size(self.device_bytes)} a rank and activations: weights "
+            f"{size(self.weight_bytes)}, gradients {size(self.gradient_bytes)}, optimizer "
+            f"{size(self.optimizer_bytes)}, gathered {size(self.gathered_bytes)}",
         )
         every = config.checkpoint.every
         yield (
             "checkpoints",
             (f"every {every} steps and at the end" if every else "at the end")
-            + f", {config.checkpoint.mode}, {_size(self.staged_bytes)} of host memory a rank",
+            + f", {config.checkpoint.mode}, {size(self.staged_bytes)} of host memory a rank",
         )
         if config.publish.channel:
             gate = f" if {config.publish.require}" if config.publish.require else ""
@@ -85,40 +91,68 @@ class Plan:
 
 def plan(config: TrainConfig, definition: Definition, data: Datasets, mesh: MeshPlan) -> Plan:
     """Raises BadPlugin."""
-    model = definition.on_meta()
-    stored = weights(model).stored
-    trained = {n: t for n, t in stored.items() if isinstance(t, nn.Parameter) and t.requires_grad}
-    shards = mesh.dp_shard
+    whole = definition.on_meta()
+    model, held = _fullest(whole, config, definition, mesh)
+    named = dict(model.named_parameters())
     slots = len(SLOTS[config.optimizer.name])
     if config.optimizer.name == "sgd" and not config.optimizer.momentum:
         slots = 0
-    gradients = sum(_shard_bytes(tensor, shards) for tensor in trained.values())
+    trained = {name: count for name, count in held.items() if _learns(named.get(name))}
+    gradients = sum(count * named[name].element_size() for name, count in trained.items())
+    stored = weights(model).stored
     return Plan(
         mesh=mesh,
-        parameters=sum(tensor.numel() for tensor in trained.values()),
-        parameters_per_rank=sum(_shard_numel(t, shards) for t in trained.values()),
-        weight_bytes=sum(
-            _shard_bytes(t, shards if isinstance(t, nn.Parameter) else 1) for t in stored.values()
-        ),
+        parameters=sum(p.numel() for p in whole.parameters() if p.requires_grad),
+        parameters_per_rank=sum(trained.values()),
+        weight_bytes=sum(count * stored[name].element_size() for name, count in held.items()),
         gradient_bytes=gradients,
         optimizer_bytes=gradients * slots,
-        gathered_bytes=_gathered(model) if shards > 1 else 0,
+        gathered_bytes=_gathered(model) // mesh.tp if mesh.dp_shard > 1 else 0,
         split=Split.of(config.data.batch_size, mesh.data_ranks, config.data.micro_batch),
         samples=len(data.train),
         held_out=len(data.held_out),
     )
 
 
-def _shard_numel(tensor: Tensor, shards: int) -> int:
-    """Elements on the fullest rank: FSDP cuts the first dimension."""
-    if shards == 1 or not tensor.ndim:
+def _learns(tensor: nn.Parameter | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+def _fullest(
+    model: nn.Module, config: TrainConfig, definition: Definition, mesh: MeshPlan
+) -> tuple[nn.Module, dict[str, int]]:
+    """The part of the model that the fullest rank of a pipeline has, and how many elements of each
+    tensor it holds."""
+    cut: dict[str, str] = {}
+    if mesh.tp > 1:
+        from trainer.tensor_parallel import refuse_uneven, tensor_plan
+
+        refuse_uneven(model, mesh.tp)
+        cut = dict(tensor_plan(model, definition.name))
+    parts = [model]
+    if mesh.pp > 1:
+        parts = list(stage_models(model, config.parallel, definition.name))
+    held = [(part, _held(part, cut, mesh)) for part in parts]
+    return max(held, key=lambda one: sum(one[1].values()))
+
+
+def _held(model: nn.Module, cut: Mapping[str, str], mesh: MeshPlan) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, tensor in weights(model).stored.items():
+        module = name.rpartition(".")[0]
+        word = next((w for pattern, w in cut.items() if fnmatch(module, pattern)), "")
+        ranks = mesh.tp if word in CUT_WORDS else 1
+        parameter = isinstance(tensor, nn.Parameter)
+        found[name] = _shard_numel(tensor, mesh.dp_shard if parameter else 1, ranks)
+    return found
+
+
+def _shard_numel(tensor: Tensor, shards: int, ranks: int) -> int:
+    """Elements on the fullest rank: FSDP cuts the first dimension, tp the first or the second."""
+    if not tensor.ndim or not tensor.numel():
         return tensor.numel()
-    rows = tensor.shape[0]
-    return -(-rows // shards) * (tensor.numel() // rows if rows else 0)
-
-
-def _shard_bytes(tensor: Tensor, shards: int) -> int:
-    return _shard_numel(tensor, shards) * tensor.element_size()
+    rows, rest = tensor.shape[0], -(-tensor.numel() // tensor.shape[0] // ranks)
+    return -(-rows // shards) * rest
 
 
 def _gathered(model: nn.Module) -> int:
@@ -129,18 +163,10 @@ def _gathered(model: nn.Module) -> int:
     return 2 * root + 3 * max(blocks, default=0)
 
 
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} GiB"
-
-
 def world_ranks(config: TrainConfig, started: int, asked: int | None) -> int:
     """For how many ranks to plan: those asked for, those started, or those the mesh names."""
     if asked is not None:
         return asked
-    named = max(config.parallel.dp_replicate, 1) * max(config.parallel.dp_shard, 1)
+    parallel = config.parallel
+    named = max(parallel.dp_replicate, 1) * max(parallel.dp_shard, 1) * parallel.tp * parallel.pp
     return started if started > 1 else named

@@ -7,7 +7,6 @@ nothing is written into the run's folder before rank 0 holds its lock.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -19,9 +18,10 @@ from trainer.elastic import Place, Stop, World, choose_device, join
 from trainer.errors import RunMismatch, TrainerError
 from trainer.lock import RunLock
 from trainer.loop import Ending
-from trainer.metrics import Journal, Live, Plain, Reporter, View, show
+from trainer.metrics import Reporter, show
 from trainer.plan import plan, world_ranks
 from trainer.publish import Publisher
+from trainer.reporting import open_reporter, tell_speed
 from trainer.resume import Start, choose
 from trainer.state import check_lineage
 
@@ -29,11 +29,19 @@ from trainer.state import check_lineage
 def dry_run(loaded: Loaded, place: Place, asked: int | None) -> None:
     """Prints the plan for `asked` ranks (None: those started). Raises what `prepare` raises."""
     session = prepare(loaded, world_ranks(loaded.config, place.ranks, asked))
-    steps = session.run.steps()
-    start = f"goes on from step {steps[-1]}" if steps else "starts from the beginning"
+    start = _begins(session.run.steps(), loaded.config.steps)
     found = plan(loaded.config, session.definition, session.data, session.mesh)
     for name, text in found.lines(loaded.config, start):
         print(f"{name:<12} {text}")
+
+
+def _begins(committed: list[int], steps: int) -> str:
+    if not committed:
+        return "starts from the beginning"
+    newest = committed[-1]
+    if newest >= steps:
+        return f"is done: it is at step {newest}, steps = {steps}; a larger number goes on"
+    return f"goes on from step {newest}"
 
 
 def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
@@ -65,7 +73,7 @@ def _train(session: Session, world: World, stop: Stop) -> int:
         )
     if start.hash is not None:
         world.leader(lambda: check_lineage(run.folder(start.step), session.lineage))
-    reporter = _reporter(session, world, start)
+    reporter = open_reporter(session, world)
     try:
         _announce(session, world, start, reporter)
         return _go(session, world, start, stop, reporter)
@@ -88,6 +96,7 @@ def _go(session: Session, world: World, start: Start, stop: Stop, reporter: Repo
         reporter.event("nothing_to_do", text, step=start.step)
         ending = Ending(start.step, start.position, start.version, {}, False, 0.0)
     else:
+        tell_speed(reporter, session, world)
         ending = _run(session, world, start, stop, reporter)
     if ending.stopped:
         text = f"stopped; {ending.version} is committed, and the same command goes on from there"
@@ -126,17 +135,6 @@ def _device(loaded: Loaded, place: Place) -> torch.device:
         # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
         torch.set_deterministic_debug_mode("error")
     return device
-
-
-def _reporter(session: Session, world: World, start: Start) -> Reporter:
-    config = session.loaded.config
-    journal: Journal | None = None
-    view: View | None = None
-    if world.leads:
-        journal = Journal(config.folder / "metrics.jsonl")
-        terminal = sys.stdout.isatty()
-        view = (Live if terminal else Plain)(sys.stdout, config.steps)
-    return Reporter(journal, view, every=config.log_every, batch_size=config.data.batch_size)
 
 
 def _announce(session: Session, world: World, start: Start, reporter: Reporter) -> None:

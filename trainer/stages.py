@@ -9,11 +9,12 @@ exactly one stage, except a tied weight, which the first and the last stage hold
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from trainer.config import ParallelConfig
 from trainer.errors import BadPlugin
 
 # The optional class attribute (before, layers, after): names of modules that `forward` calls one
@@ -84,6 +85,17 @@ def stage_of(
     if len(counts) - 1 not in mine:
         away += cuts.after
     return with_modules(model, {path: Absent() for path in away if path not in also})
+
+
+def stage_models(model: nn.Module, config: ParallelConfig, name: str) -> Iterator[nn.Module]:
+    """What each rank of a pipeline has, in order."""
+    chunks = config.chunks if config.schedule == "interleaved" else 1
+    count = config.pp * chunks
+    cuts = Cuts.of(model, name)
+    layers = layer_count(model, cuts)
+    counts = check_counts(config.layers or even(layers, count), layers, count)
+    for rank in range(config.pp):
+        yield stage_of(model, cuts, counts, range(rank, count, config.pp))
 
 
 def with_modules(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:

@@ -83,11 +83,12 @@ def test_a_log_gets_few_lines():
     view = Plain(out, 100, lambda: now[0])
     for step in range(1, 101):
         now[0] += PLAIN_SECONDS / 20
-        view.progress(step, {"accuracy": 0.5, "loss": 1.25}, 12_345.6)
-    assert out.getvalue().splitlines()[0] == (
-        "step 20/100  loss 1.25  accuracy 50.0%  12,346 samples/s"
-    )
-    assert len(out.getvalue().splitlines()) == 5
+        view.progress(step, {"accuracy": 0.5, "loss": 1.25}, {"samples_per_s": 12_345.6})
+    first, second, *rest = out.getvalue().splitlines()
+    assert first == "step 20/100  loss 1.25  accuracy 50.0%  12,346 samples/s"
+    # 20 steps took 5 s, 60 are left.
+    assert second == f"{first.replace('20/', '40/')}  0:00:15 left"
+    assert len(rest) == 3
 
 
 def test_a_model_reports_the_same_metrics_at_every_step():

@@ -1,0 +1,105 @@
+"""How fast a training is: samples and tokens a second, and the share of the device's peak (MFU).
+
+Owns the arithmetic of a sample, counted once on a model without memory, and the peak: a GPU's from
+its data sheet, a CPU's measured. Invariant: recomputation does not count, so that only useful
+arithmetic raises the MFU.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Dense bf16 products, in FLOP/s, as the makers give them.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+# Large enough for a CPU's best rate, and done in milliseconds.
+MEASURED = 768
+MEASURE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a second of training is worth. `tokens` and `flops` are of a sample, `peak` of all
+    ranks; None where it is not known."""
+
+    tokens: float | None
+    flops: float | None
+    peak: float | None
+
+    def rates(self, samples_per_s: float) -> dict[str, float]:
+        found = {"samples_per_s": round(samples_per_s, 1)}
+        if self.tokens is not None:
+            found["tokens_per_s"] = round(samples_per_s * self.tokens, 1)
+        if self.flops is not None and self.peak:
+            found["mfu"] = round(samples_per_s * self.flops / self.peak, 4)
+        return found
+
+
+def describe(rates: Mapping[str, float]) -> str:
+    """ "12,346 tokens/s  MFU 41.2%  1.2 GiB" """
+    unit = "tokens" if "tokens_per_s" in rates else "samples"
+    rate = rates[f"{unit}_per_s"]
+    parts = [f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"]
+    if "mfu" in rates:
+        parts.append(f"MFU {rates['mfu']:.1%}")
+    if "memory_bytes" in rates:
+        parts.append(f"{rates['memory_bytes'] / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+def memory(device: torch.device) -> int:
+    """The most that this rank has held: of the GPU's memory, or of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def count_flops(
+    loss: Callable[[Mapping[str, Tensor]], tuple[Tensor, object]], batch: Mapping[str, Tensor]
+) -> float | None:
+    """Of forward and backward of `loss`, a model's on device meta. None for a model that must see
+    values."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = {name: tensor.to("meta") for name, tensor in batch.items()}
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            loss(shapes)[0].backward()  # type: ignore[no-untyped-call]
+    except Exception:  # whatever the user's code does not do without values
+        return None
+    return float(counter.get_total_flops())
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of one device for products of `dtype`."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        known = next((rate for part, rate in PEAKS.items() if part in name), None)
+        if known is not None:
+            return known
+    return _measured(device, dtype)
+
+
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    a = torch.ones(MEASURED, MEASURED, device=device, dtype=dtype)
+    best, until = float("inf"), time.monotonic() + MEASURE_S
+    while time.monotonic() < until:
+        began = time.monotonic()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.monotonic() - began)
+    return 2 * MEASURED**3 / best
