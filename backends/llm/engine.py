@@ -15,22 +15,22 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-import numpy as np
-
-from backends.errors import Conflict, NotReady, Overloaded
-from backends.llm import outcome
+from backends.llm import masking, outcome
 from backends.llm.admission import Limits, admit
 from backends.llm.generation import EngineLoad, Generation, Output
+from backends.llm.ledger import Ledger
 from backends.llm.load import Meter
 from backends.llm.network import Network
 from backends.llm.pages import Pages
 from backends.llm.plan import Plan
-from backends.llm.runner import Launched, Masks, Ran, Runner
+from backends.llm.runner import Launched, Ran, Runner
 from backends.llm.scheduler import Scheduler
 from backends.llm.sequence import Sequence, Table
 from backends.llm.versions import Versions
 
 Emit = Callable[[list[Output]], None]
+# How long it has rested before it is looked over: between two requests there is better to do.
+_REST_S = 0.5
 # How often the load that others read is counted anew.
 _LOAD_S = 0.02
 # Plans without anything to do, one after the other, though something waits and nothing runs.
@@ -62,7 +62,7 @@ class Engine:
         self._limits = Limits(
             network.vocabulary, min(network.max_context, pages * page_size), max_running
         )
-        self._max_waiting = max_waiting
+        self._ledger = Ledger(max_waiting)
 
         def scheduler() -> Scheduler:
             table = Table(max_running, self._limits.context, page_size)
@@ -80,10 +80,7 @@ class Engine:
         self._outputs: list[Output] = []
         self._mail: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closing, self._stuck = False, 0
-        # By key, from `submit` to the last output. Changed under the lock.
-        self._choices: dict[Hashable, list[Sequence]] = {}
-        self._entering = 0
-        self._lock = threading.Lock()
+        self._unchecked = False
         self._meter, self._load_at = Meter(), float("-inf")
         self._load = self._meter.load(self._scheduler)
         self._began: float | None = None
@@ -112,15 +109,7 @@ class Engine:
         """Raises BadRequest or ContextTooLong where it can never run, Conflict where its key is
         taken, Overloaded where too many wait, NotReady at the end."""
         leader = admit(generation, self._limits)
-        with self._lock:
-            if self._closing:
-                raise NotReady("the replica ends")
-            if generation.key in self._choices:
-                raise Conflict(f"a generation with the key {generation.key!r} is live")
-            if self._entering + self._scheduler.waiting.count >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} generations wait already")
-            self._choices[generation.key] = leader.group
-            self._entering += 1
+        self._ledger.open(leader, self._scheduler.waiting.count)
         self._mail.put(lambda: self._enter(leader))
 
     def cancel(self, key: Hashable) -> None:
@@ -139,35 +128,43 @@ class Engine:
         """Run it on the device thread, between two steps."""
         self._mail.put(task)
 
-    # Versions of the weights; all but `add` are heeded between two steps.
+    # Versions of the weights. They change between two steps.
 
     def add(self, version: str, network: Network) -> None:
         """It may be served or asked for from now on. Raises ValueError where it is live already, or
         of another structure than the pages of the cache."""
         self._runner.check(version, network)
-        with self._lock:
-            self._versions.add(version)
+        self._versions.add(version)
         self._mail.put(lambda: self._runner.add(version, network))
 
     def serve(self, version: str, done: Callable[[], None] = lambda: None) -> None:
         """New sequences run under it. Raises ValueError where it is not live."""
-        with self._lock:
-            self._versions.serve(version)
+        self._versions.serve(version)
         self._mail.put(lambda: self._serve(version, done))
 
     def retire(self, version: str, deadline: float) -> None:
         """Sequences that began under it keep it until then; those left move to what serves, and are
         computed again. Those that asked for it by name end with "error"."""
-        with self._lock:
-            self._versions.retire(version, deadline)
+        self._versions.retire(version, deadline)
         self._mail.put(lambda: None)
 
     def release(self, version: str, done: Callable[[], None] = lambda: None) -> None:
         """Let go of its network once nobody uses it; then `done` is called, on the device thread.
         Raises ValueError where it serves or is not live."""
-        with self._lock:
-            self._versions.release(version, done)
+        self._versions.release(version, done)
         self._mail.put(lambda: None)
+
+    def swap(
+        self,
+        version: str,
+        load: Callable[[Network], None],
+        done: Callable[[BaseException | None], None] = lambda error: None,
+    ) -> None:
+        """`load` changes the weights of what serves in place: that is `version` from then on, and
+        what runs is computed again under it. `load` and `done` are called on the device thread; if
+        `load` raises, nothing must have changed. Raises ValueError where the version is live."""
+        self._versions.check_new(version)
+        self._mail.put(lambda: self._swap(version, load, done))
 
     # ------------------------------------------------------------------------- on the device thread
 
@@ -186,17 +183,19 @@ class Engine:
 
     def _read_mail(self) -> None:
         """What is there; waits for some when there is nothing else to do."""
-        with suppress(Empty):
-            if not self._busy:
-                self._come_to_rest()
+        first = None
+        if not self._busy:
+            self._load = self._meter.load(self._scheduler)
+            try:
                 first = self._mail.get(timeout=self._patience())
-                more = self._mail.qsize()
-                first()
-            else:
-                more = self._mail.qsize()
-            # No more than that: a flood of mail must not hold up the steps.
-            for _ in range(more):
-                self._mail.get_nowait()()
+            except Empty:
+                self._look_over()
+        # No more than that: a flood of mail must not hold up the steps.
+        more = self._mail.qsize()
+        if first is not None:
+            first()
+        for _ in range(more):
+            self._mail.get_nowait()()
 
     @property
     def _busy(self) -> bool:
@@ -204,8 +203,10 @@ class Engine:
         return bool(self._flight or scheduler.running or scheduler.waiting.count or self._outputs)
 
     def _patience(self) -> float | None:
+        """How long to wait for mail before there is something to do without."""
         due = self._versions.next_due
-        return None if due is None else max(due - self._clock(), 0.0)
+        waits = [] if due is None else [max(due - self._clock(), 0.0)]
+        return min([*waits, _REST_S] if self._unchecked else waits, default=None)
 
     def _advance(self) -> None:
         """One step: launch the next, read the one before it, sample the next."""
@@ -239,28 +240,13 @@ class Engine:
             return None
 
     def _sample(self, launched: Launched) -> None:
+        masks, failed = masking.collect(launched.plan, self._scheduler.table)
+        for sequence, error in failed:
+            self._end(sequence, "error", error)
         try:
-            self._flight.append(self._runner.sample(launched, self._masks(launched.plan)))
-        except BaseException as error:
-            self._fail(launched.plan, error)
-
-    def _masks(self, plan: Plan) -> Masks:
-        """What may come next, now that all tokens before are known."""
-        table, masks = self._scheduler.table, []
-        rows = plan.sampled
-        for place in np.flatnonzero(table.special[rows] & ~table.ended[rows]).tolist():
-            sequence = table.sequences[rows[place]]
-            assert sequence is not None
-            make = sequence.generation.mask
-            if make is None:
-                continue
-            try:
-                if sequence.mask is None:
-                    sequence.mask = make()
-                masks.append((place, sequence.mask.allowed()))
-            except Exception as error:  # a mask is its request's own: only that ends
-                self._end(sequence, "error", f"the mask failed: {error!r}")
-        return masks
+            self._flight.append(self._runner.sample(launched, masks))
+        except BaseException as raised:
+            self._fail(launched.plan, raised)
 
     def _land_until(self, left: int) -> None:
         while len(self._flight) > left:
@@ -293,17 +279,36 @@ class Engine:
         done()
 
     def _change_versions(self, now: float) -> None:
-        with self._lock:
-            due = self._versions.due(now)
-            gone = self._versions.leaving(lambda version: not self._uses(version))
-        for version in due:
-            self._land_until(0)
-            for sequence in self._scheduler.move(version, self._scheduler.serving):
-                self._end(sequence, "error", f"version {version} is not live here any more")
-        for version, done in gone:
+        for version in self._versions.due(now):
+            self._move(version, self._scheduler.serving)
+        for version, done in self._versions.leaving(lambda version: not self._uses(version)):
             self._runner.drop(version)
             self._scheduler.pages.forget(version)
             done()
+
+    def _move(self, version: str, to: str) -> None:
+        self._land_until(0)
+        for sequence in self._scheduler.move(version, to):
+            self._end(sequence, "error", f"version {version} is not live here any more")
+
+    def _swap(
+        self,
+        version: str,
+        load: Callable[[Network], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        old = self._scheduler.serving
+        self._land_until(0)
+        try:
+            self._runner.swap(old, version, load)
+        except BaseException as error:
+            done(error)
+            return
+        self._versions.swap(old, version)
+        self._move(old, version)
+        self._scheduler.pages.forget(old)
+        self._scheduler.serving = version
+        done(None)
 
     def _uses(self, version: str) -> bool:
         flying = any(ran.plan.version == version for ran in self._flight)
@@ -312,8 +317,8 @@ class Engine:
     # ------------------------------------------------------------------------------ ends of choices
 
     def _enter(self, leader: Sequence) -> None:
-        with self._lock:
-            self._entering -= 1
+        self._ledger.enter(leader)
+        self._unchecked = True
         version = leader.generation.version
         # `max_tokens` 0: nothing is wanted but the prompt's logprobs, if they are.
         if leader.limit == leader.prompt and not leader.generation.prompt_logprobs:
@@ -328,12 +333,11 @@ class Engine:
         for sequence in leader.group:
             sequence.finish = finish
             self._outputs.append(outcome.last(sequence, finish, error))
-        self._forget(leader)
+        self._ledger.settle(leader)
 
     def _end_all(self, key: Hashable, finish: str, error: str = "") -> None:
-        for sequence in self._choices.get(key, ()):
-            if sequence.finish is None:
-                self._end(sequence, finish, error)
+        for sequence in self._ledger.live(key):
+            self._end(sequence, finish, error)
 
     def _end(self, sequence: Sequence, finish: str, error: str = "") -> None:
         self._outputs.append(outcome.last(sequence, finish, error))
@@ -345,12 +349,7 @@ class Engine:
             known = self._scheduler.table.known[sequence.row]
             self._meter.choice(int(known) - sequence.prompt)
         self._scheduler.end(sequence, finish)
-        self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> None:
-        with self._lock:
-            if all(choice.finish is not None for choice in self._choices[sequence.key]):
-                del self._choices[sequence.key]
+        self._ledger.settle(sequence)
 
     def _give_up_head(self) -> None:
         """Nothing runs, and yet it finds no room: it never will. No path leads here, and none must
@@ -372,31 +371,25 @@ class Engine:
 
     # --------------------------------------------------------------------------------- rest and end
 
-    def _come_to_rest(self) -> None:
-        """Nothing to do: look whether a page was lost."""
-        self._scheduler.check()
-        self._load = self._meter.load(self._scheduler)
+    def _look_over(self) -> None:
+        """Nothing has been to do for a while: look whether a page was lost."""
+        if self._unchecked:
+            self._unchecked = False
+            self._scheduler.check()
 
     def _close(self) -> None:
-        with self._lock:
-            self._closing = True
+        self._closing = True
+        self._ledger.close()
         self._land_until(0)
         self._abandon("the replica ends")
 
     def _abandon(self, error: str) -> None:
         """Everything that is owed ends; unless it was the last, the scheduler begins anew, with an
         empty cache."""
-        with self._lock:
-            owed = [s for choices in self._choices.values() for s in choices if s.finish is None]
-            entered = [s for s in owed if s.tenant >= 0]
-            for sequence in entered if not self._closing else owed:
-                sequence.finish = "error"
-                self._outputs.append(outcome.last(sequence, "error", error))
-            self._choices = {
-                key: choices
-                for key, choices in self._choices.items()
-                if any(choice.finish is None for choice in choices)
-            }
+        for sequence in self._ledger.owed():
+            sequence.finish = "error"
+            self._outputs.append(outcome.last(sequence, "error", error))
+            self._ledger.settle(sequence)
         self._tell()
         if not self._closing:
             serving = self._scheduler.serving

@@ -7,6 +7,7 @@ Invariant: `forward` and `sample` only enqueue on a GPU; `Ran.tokens` is where t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Sequential
 from typing import NamedTuple
 
@@ -109,9 +110,10 @@ class Runner:
             self._like = next(iter(self._networks.values()))
         network.close()
 
-    @property
-    def versions(self) -> list[str]:
-        return list(self._networks)
+    def swap(self, old: str, version: str, load: Callable[[Network], None]) -> None:
+        """`load` gives that network other weights, in place; then it has another name."""
+        load(self._networks[old])
+        self._networks[version] = self._networks.pop(old)
 
     # ---------------------------------------------------------------------------------- each step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from backends.errors import Conflict, NotReady, Overloaded
 from backends.llm.engine import Engine
 from backends.llm.errors import BadRequest, ContextTooLong
 from backends.llm.generation import Output
+from backends.llm.network import DecoderNetwork
+from backends.models.decoder import Decoder
 from tests.backends.llm.fakes import (
     VOCABULARY,
     FlakyNetwork,
@@ -24,6 +27,7 @@ from tests.backends.llm.fakes import (
     generation,
     run,
 )
+from tests.backends.models.shapes import config
 
 AHEAD = pytest.mark.parametrize("ahead", [0, 1])
 
@@ -103,6 +107,24 @@ def test_choices_that_share_pages_equal_choices_of_their_own(ahead: int) -> None
         tight, _ = run([asked], ahead=ahead, pages=-(-(len(prompt) + 9) // 4))
         assert shared.tokens == off.tokens == tight.tokens
         assert len({tuple(tokens) for tokens in shared.tokens.values()}) == 4
+
+
+def test_a_decoder_says_the_same_whatever_way_it_is_asked() -> None:
+    torch.manual_seed(5)
+    model = Decoder(**config("qwen3")).eval().requires_grad_(False)
+
+    def network() -> DecoderNetwork:
+        made = DecoderNetwork(model.config, dtype=torch.float32)
+        made.load_(model.state_dict())
+        return made
+
+    shared = prompts(1, seed=9, longest=30)[0]
+    asked = [generation(i, shared + p[:9], 7) for i, p in enumerate(prompts(5))]
+    asked.append(generation("n", shared, 7, n=3, temperature=1.0, seed=3))
+    roomy, _ = run(asked, network(), reuse=False, max_running=8)
+    for options in ({"ahead": 1}, {"pages": 20}, {"pages": 24, "ahead": 1}, {"max_running": 3}):
+        listener, _ = run(asked, network(), token_budget=9, **{"max_running": 8} | options)
+        assert listener.tokens == roomy.tokens
 
 
 # ------------------------------------------------------------------------------------- how it ends
@@ -267,6 +289,24 @@ def test_a_defect_ends_what_is_owed_and_begins_anew() -> None:
     engine.submit(generation("a", [1], 4))
     listener.wait_tokens("a", 4)
     assert len(crashes) == 1
+    assert engine.close()
+
+
+def test_a_page_that_is_lost_is_noticed_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.llm.engine._REST_S", 0.0)
+    listener, noticed = Listener(), threading.Event()
+    engine = Engine(
+        HashNetwork(), listener, pages=32, page_size=4, crashed=lambda error: noticed.set()
+    )
+    engine.call(lambda: engine._scheduler.pages.refs.__setitem__(3, 1))
+    engine.submit(generation("a", [1], 3))
+    engine.start()
+    listener.wait(1)
+    assert noticed.wait(30)
+    engine.submit(generation("b", [1], 3))
+    listener.wait(2)
+    assert listener.tokens["b", 0] == listener.tokens["a", 0]
+    at_rest(engine)
     assert engine.close()
 
 

@@ -144,3 +144,40 @@ def test_a_network_of_another_structure_is_refused() -> None:
     reloading.old.let(100)
     reloading.listener.wait(1)
     assert reloading.engine.close()
+
+
+@AHEAD
+def test_weights_may_change_in_place(ahead: int) -> None:
+    reloading = Reloading(ahead)
+    engine, listener = reloading.engine, reloading.listener
+    outcomes: list[BaseException | None] = []
+    with pytest.raises(ValueError, match="live already"):
+        engine.swap("old", lambda network: None)
+
+    def bad(network: object) -> None:
+        raise OSError("no such file")
+
+    def good(network: object) -> None:
+        assert network is reloading.old
+        reloading.old.salt = 2
+
+    engine.swap("bad", bad, outcomes.append)
+    engine.swap("new", good, outcomes.append)
+    reloading.old.let(100)
+    listener.wait(1)
+    at_rest(engine)
+    assert [str(outcome) for outcome in outcomes] == ["no such file", "None"]
+    versions = reloading.versions("a")
+    moved = versions.index("new")
+    assert set(versions[:moved]) == {"old"} and set(versions[moved:]) == {"new"}
+    tokens = listener.tokens["a", 0]
+    rest = generation("r", [1, 2, 3, 4, 5, *tokens[:moved]], 12 - moved)
+    assert tokens[moved:] == alone(rest, HashNetwork(salt=2)).tokens["r", 0]
+    engine.submit(generation("b", [1, 2, 3, 4, 5], 3))
+    listener.wait(2)
+    assert set(reloading.versions("b")) == {"new"}
+    expected = alone(generation("b", [1, 2, 3, 4, 5], 3), HashNetwork(salt=2))
+    assert listener.tokens["b", 0] == expected.tokens["b", 0]
+    with pytest.raises(ValueError, match="not live"):
+        engine.serve("old")
+    assert engine.close()
