@@ -7,8 +7,10 @@ could send a POST as well.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,22 +18,28 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from gateway.config import ServerConfig
 from gateway.control import ControlError
 from gateway.listening import Listening
 from gateway.operations import Operations
+from gateway.tls import LOOK_S, BadCertificate, for_listener, stamp
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 MAX_BODY = 64 * 1024
+
+log = logging.getLogger("penstock.admin")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    """`digest`: SHA-256 of the operators' key in hexadecimal; None: no key is needed. `open` starts
-    it on a bound socket; `close` lets calls end."""
+    """`open` starts it on a bound socket; `close` lets calls end."""
 
-    def __init__(self, operations: Operations, digest: str | None) -> None:
-        self._operations, self._digest = operations, digest
+    def __init__(self, operations: Operations, listening: Listening, server: ServerConfig) -> None:
+        self._operations, self._digest = operations, server.admin_digest
+        self._socket, self._tls = listening.sockets[0], server.admin_tls
+        self._site: web.SockSite | None = None
+        self._watch: asyncio.Task[None] | None = None
         app = web.Application(middlewares=[self._errors, self._guard], client_max_size=MAX_BODY)
         app.add_routes(
             [
@@ -52,14 +60,42 @@ class Admin:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
 
     @classmethod
-    async def open(cls, operations: Operations, listening: Listening, digest: str | None) -> Admin:
-        admin = cls(operations, digest)
+    async def open(
+        cls, operations: Operations, listening: Listening, server: ServerConfig
+    ) -> Admin:
+        admin = cls(operations, listening, server)
         await admin._runner.setup()
-        await web.SockSite(admin._runner, listening.sockets[0]).start()
+        await admin._start()
+        if server.admin_tls.used:
+            admin._watch = asyncio.get_running_loop().create_task(admin._watch_certificates())
         return admin
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await self._runner.cleanup()
+
+    async def _start(self) -> None:
+        """On the same socket as before, with the certificates that are there now. Raises
+        BadCertificate."""
+        context = for_listener(self._tls) if self._tls.used else None
+        old, own = self._site, self._socket.dup()
+        self._site = web.SockSite(self._runner, own, ssl_context=context)
+        await self._site.start()
+        if old is not None:
+            await old.stop()
+
+    async def _watch_certificates(self) -> None:
+        seen = stamp(self._tls)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if (now := stamp(self._tls)) == seen:
+                continue
+            seen = now
+            try:
+                await self._start()
+            except BadCertificate as error:
+                log.error("the admin certificate stays: %s: %s", error.key, error.message)
 
     # -------------------------------------------------------------------------------- middleware
 

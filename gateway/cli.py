@@ -173,6 +173,12 @@ def _operation(
     parser.add_argument("--admin", metavar="ADDRESS", help='"127.0.0.1:8081" or "unix:/path"')
     parser.add_argument("--config", type=Path, metavar="FILE", help="the gateway's configuration")
     parser.add_argument("--key", help="where the gateway has a server.admin_key")
+    for flag, text in (
+        ("--ca", "CAs to trust, where it has a [server.admin_tls]; else --config's certificate"),
+        ("--cert", "our certificate, where it has a server.admin_tls.client_ca"),
+        ("--cert-key", "the private key of --cert"),
+    ):
+        parser.add_argument(flag, type=Path, metavar="FILE", help=f"PEM: {text}")
     return parser
 
 

@@ -11,8 +11,10 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +31,7 @@ class Refused(Exception):
 
 def operate(arguments: argparse.Namespace) -> int:
     try:
-        admin = AdminClient.find(arguments.admin, arguments.config, arguments.key)
+        admin = AdminClient.find(arguments)
         _VERBS[arguments.verb](admin, arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -45,21 +47,32 @@ def operate(arguments: argparse.Namespace) -> int:
 class AdminClient:
     """One gateway's admin listener at "host:port" or "unix:/path"."""
 
-    def __init__(self, address: str, key: str | None) -> None:
+    def __init__(self, address: str, key: str | None, tls: ssl.SSLContext | None = None) -> None:
         self.patience_s: float | None = PATIENCE_S
+        if address.startswith("https://") and tls is None:
+            tls = ssl.create_default_context()
+        self._tls = tls
+        plain = address.removeprefix("https://").removeprefix("http://").rstrip("/")
         try:
-            self._target = split_listen(address.removeprefix("http://").rstrip("/"))
+            self._target = split_listen(plain)
         except ValueError as error:
             raise Refused(f"--admin: {error}; expected host:port or unix:/path") from error
         self._address, self._key = address, key
 
     @classmethod
-    def find(cls, address: str | None, file: Any, key: str | None) -> AdminClient:
-        if file is not None:
-            server = config.parse(config.read(file), file, os.environ).server
+    def find(cls, arguments: argparse.Namespace) -> AdminClient:
+        address, key, pinned = arguments.admin, arguments.key, None
+        if arguments.config is not None:
+            text = config.read(arguments.config)
+            server = config.parse(text, arguments.config, os.environ).server
             address, key = address or server.admin, key or server.admin_key
+            pinned = server.admin_tls.cert
         address = address or os.environ.get("PENSTOCK_SERVER__ADMIN") or DEFAULT
-        return cls(address, key or os.environ.get("PENSTOCK_SERVER__ADMIN_KEY"))
+        return cls(
+            address,
+            key or os.environ.get("PENSTOCK_SERVER__ADMIN_KEY"),
+            _trust(pinned, arguments.ca, arguments.cert, arguments.cert_key),
+        )
 
     def get(self, path: str) -> Any:
         return self._ask("GET", path, None)
@@ -69,7 +82,7 @@ class AdminClient:
 
     def _ask(self, method: str, path: str, body: Any) -> Any:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        connection = _connection(self._target, self.patience_s)
+        connection = _connection(self._target, self.patience_s, self._tls)
         try:
             connection.request(
                 method, path, None if body is None else json.dumps(body).encode(), headers
@@ -105,9 +118,36 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _connection(target: tuple[str, int] | str, timeout: float | None) -> http.client.HTTPConnection:
+def _trust(
+    pinned: Path | None, ca: Path | None, cert: Path | None, cert_key: Path | None
+) -> ssl.SSLContext | None:
+    """None: plain HTTP, unless the address says otherwise. `pinned`: the very certificate that the
+    gateway's configuration names, whatever host it was made for."""
+    if pinned is None and ca is None and cert is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        if ca is not None:
+            context.load_verify_locations(ca)
+        elif pinned is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.load_verify_locations(pinned)
+        if cert is not None:
+            context.load_cert_chain(cert, cert_key)
+    except OSError as error:  # SSLError is one
+        raise Refused(f"--ca, --cert: {error.strerror or error}") from error
+    return context
+
+
+def _connection(
+    target: tuple[str, int] | str, timeout: float | None, tls: ssl.SSLContext | None
+) -> http.client.HTTPConnection:
     if isinstance(target, str):
         return _UnixConnection(target, timeout)
+    if tls is not None:
+        return http.client.HTTPSConnection(*target, timeout=timeout, context=tls)
     return http.client.HTTPConnection(*target, timeout=timeout)
 
 

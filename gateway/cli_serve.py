@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway.config import ConfigError
+from gateway.config import ConfigError, ServerConfig
 from gateway.listening import ListenError, Listening
 from gateway.metrics import Family
 from gateway.operations import Operations
@@ -39,11 +39,11 @@ async def _serve(settings: Settings) -> int:
 
 
 async def open_admin(
-    operations: Operations, listening: Listening, digest: str | None
+    operations: Operations, listening: Listening, server: ServerConfig
 ) -> AdminServer:
     from gateway.admin import Admin
 
-    return await Admin.open(operations, listening, digest)
+    return await Admin.open(operations, listening, server)
 
 
 def render(families: list[Family]) -> str:

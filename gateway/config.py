@@ -17,9 +17,11 @@ from pathlib import Path
 from gateway.config_access import KeyConfig, wrong_keys
 from gateway.config_canary import CanaryConfig
 from gateway.config_generation import GenerationConfig
+from gateway.config_lines import Place
 from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
 from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
 from gateway.config_source import ConfigError, Problem, Source, table, tables
+from gateway.config_tls import ListenTls, ReplicaTls
 
 __all__ = [
     "CanaryConfig",
@@ -153,6 +155,12 @@ class ReplicaConfig:
             )
             if not form.fullmatch(self.address):
                 yield "address", f'expected an address such as "{example}", got "{self.address}"'
+                if self.kind == "native" and self.address.startswith("tls:"):
+                    yield (
+                        "address",
+                        "the wire to native replicas knows no TLS: keep it on one host or in a "
+                        "network that you trust, or tunnel it",
+                    )
 
     def _http_problems(self) -> Iterator[tuple[str, str]]:
         if self.spawn is not None:
@@ -285,6 +293,11 @@ class ModelConfig:
                     yield key, "only models with native replicas have it"
             if self.routing != "session" and (self.relay.cookie or self.relay.strict):
                 yield "routing", 'expected "session": relay.cookie and relay.strict are of sessions'
+            addresses = [r.address or "" for r in self.replicas if r is not None]
+            if self.relay.tls != ReplicaTls() and not any(
+                a.startswith("https:") for a in addresses
+            ):
+                yield "relay", "tls is of replicas with https addresses; none has one"
             if self.canary.channel is not None:
                 yield "canary", "only models with native replicas follow channels"
             if self.kind is not None:
@@ -319,6 +332,8 @@ class ServerConfig:
         "instead of admin_key, so that the file holds no secret",
         default=None,
     )
+    tls: ListenTls = table(ListenTls)  # noqa: RUF009 - a field
+    admin_tls: ListenTls = table(ListenTls)  # noqa: RUF009 - a field
     workers: int = option(Whole(1, 256), "gateway processes that share the port", default=1)
     max_body: int = option(Size(), "the largest request body", default=64 * 2**20)
     max_head: int = option(Size(), "the largest request line and headers", default=32 * 2**10)
@@ -426,11 +441,27 @@ def parse(
             source.report(("routes", index, key), wrong)
         for index, key, wrong in wrong_keys(file.keys, [model.name for model in models]):
             source.report(("keys", index, key), wrong)
+        if check_files:
+            _refuse_bad_certificates(source, file)
     source.refuse_if_wrong()
     assert file is not None  # a table that could not be read reported why
     return GatewayConfig(
         server=file.server, models=models, path=path, routes=file.routes, keys=file.keys
     )
+
+
+def _refuse_bad_certificates(source: Source, file: FileTable) -> None:
+    places: list[tuple[Place, ListenTls | ReplicaTls]] = [
+        (("server", "tls"), file.server.tls),
+        (("server", "admin_tls"), file.server.admin_tls),
+        *((("models", at, "relay", "tls"), m.relay.tls) for at, m in enumerate(file.models)),
+    ]
+    for place, found in places:
+        if found != type(found)():
+            from gateway.tls import wrong_files  # only where it is needed: starting is quick
+
+            for key, wrong in wrong_files(found):
+                source.report((*place, key), wrong)
 
 
 def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) -> GatewayConfig:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.config_options import Choice, Flag, Number, Size, Text, Texts, Whole, option
+from gateway.config_source import table
+from gateway.config_tls import ReplicaTls
 from gateway.policy.session import SessionSources
 
 HOUR_MS = 3_600_000.0
@@ -81,6 +83,8 @@ class RelayConfig:
         "its value goes to the replicas as `authorization: Bearer …`, in place of the client's",
         default=None,
     )
+
+    tls: ReplicaTls = table(ReplicaTls)  # noqa: RUF009 - a field
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_sessions(self.sessions)

@@ -21,6 +21,7 @@ from gateway.http_pool import HttpPool
 from gateway.http_replica import HttpReplica
 from gateway.relay.endpoint import Endpoint
 from gateway.relay.surface import RelaySurface
+from gateway.tls import stamp
 
 # What stands between a configured name and an address that was found for it.
 FOUND_AT = "@"
@@ -89,17 +90,17 @@ class HttpFleet:
             if spec.discover is not None:
                 self._look_up(pool, model, spec)
             elif spec.name not in [replica.name for replica in pool.replicas]:
-                self._join(pool, model, spec, spec.name, self._locator(spec))
+                self._join(pool, model, spec, spec.name, self._locator(model, spec))
         pool.changed()
 
-    def _locator(self, spec: ReplicaConfig) -> Callable[[], Endpoint | None]:
+    def _locator(self, model: ModelConfig, spec: ReplicaConfig) -> Callable[[], Endpoint | None]:
         known: dict[str, Endpoint] = {}  # the newest: parsing makes contexts for TLS
 
         def locate() -> Endpoint | None:
             address = address_of(spec, self._runtime)
             if address is not None and address not in known:
                 known.clear()
-                known[address] = Endpoint.parse(address)
+                known[address] = Endpoint.parse(address, model.relay.tls)
             return None if address is None else known[address]
 
         return locate
@@ -113,7 +114,7 @@ class HttpFleet:
                 return
             before[1].cancel()
         assert spec.address is not None
-        endpoint = Endpoint.parse(spec.address)
+        endpoint = Endpoint.parse(spec.address, model.relay.tls)
 
         def found(hosts: Sequence[str]) -> None:
             names = {f"{spec.name}{FOUND_AT}{host}": endpoint.at(host) for host in hosts}
@@ -232,4 +233,6 @@ def _recipe(model: ModelConfig, spec: ReplicaConfig) -> tuple[Any, ...]:
         relay.host,
         relay.connect_ms,
         relay.connections,
+        relay.tls,
+        stamp(relay.tls),
     )

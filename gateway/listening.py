@@ -26,7 +26,8 @@ class ListenError(Exception):
 class Listening:
     """`key` is the configuration's name of the address: "server.listen". Raises ListenError."""
 
-    def __init__(self, listen: str, count: int, *, key: str) -> None:
+    def __init__(self, listen: str, count: int, *, key: str, tls: bool = False) -> None:
+        self._tls = tls  # what will be spoken there
         self._listen, self._key, self._path = listen, key, ""
         self.sockets: list[socket.socket] = []
         target = split_listen(listen)
@@ -48,7 +49,7 @@ class Listening:
         if isinstance(name, str):
             return f"unix:{name}"
         host = f"[{name[0]}]" if ":" in name[0] else name[0]
-        return f"http://{host}:{name[1]}"
+        return f"{'https' if self._tls else 'http'}://{host}:{name[1]}"
 
     def close(self) -> None:
         for bound in self.sockets:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from gateway.config import GatewayConfig, ReplicaConfig
+from gateway.config import GatewayConfig, ReplicaConfig, ServerConfig
 from gateway.control import ControlError
 from gateway.events import Events
 from gateway.listening import Listening
@@ -45,7 +45,7 @@ class AdminServer(Protocol):
 
 # Called when the workers have been started: what it imports must not delay them. So is `render`,
 # of metrics.
-OpenAdmin = Callable[[Operations, Listening, str | None], Awaitable[AdminServer]]
+OpenAdmin = Callable[[Operations, Listening, ServerConfig], Awaitable[AdminServer]]
 
 
 class Supervisor:
@@ -73,9 +73,13 @@ class Supervisor:
         self._children: dict[Child, asyncio.Task[None]] = {}
         self._launched = asyncio.Event()
         server = settings.config.server
-        self._public = Listening(server.listen, server.workers, key="server.listen")
+        self._public = Listening(
+            server.listen, server.workers, key="server.listen", tls=server.tls.used
+        )
         try:
-            self._private = Listening(server.admin, 1, key="server.admin")
+            self._private = Listening(
+                server.admin, 1, key="server.admin", tls=server.admin_tls.used
+            )
         except BaseException:
             self._public.close()
             raise
@@ -112,8 +116,7 @@ class Supervisor:
                 self._keep(worker.child)
             log.info("listening on %s, admin on %s", self.listen, self.admin)
             await self._launched.wait()
-            digest = self.config.server.admin_digest
-            admin = await self._open_admin(self.operations, self._private, digest)
+            admin = await self._open_admin(self.operations, self._private, self.config.server)
             self._own(self._start_replicas())
             self._own(self.operations.watch())
             self._own(self.versions.run(self.operations.families))

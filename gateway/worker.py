@@ -23,6 +23,7 @@ from aiohttp import web
 from gateway.admit import Admittance
 from gateway.config import GatewayConfig, parse
 from gateway.control import ControlChannel, ControlError
+from gateway.entrance import Entrance
 from gateway.fleet import Fleet
 from gateway.generation.generate import acts
 from gateway.generation.socket import opener
@@ -30,8 +31,9 @@ from gateway.health import HealthSurface
 from gateway.lane import Handler, Lane, Limits
 from gateway.measures import lane_families
 from gateway.oip import OipSurface
-from gateway.tenants import Tenants
 from gateway.openapi import beyond
+from gateway.tenants import Tenants
+from gateway.tls import LOOK_S, BadCertificate, stamp
 from gateway.web import make_app
 from gateway.whole import WholeGateway
 from gateway.ws import SocketLimits, WebSocketSurface
@@ -39,6 +41,8 @@ from gateway.ws import SocketLimits, WebSocketSurface
 # A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
 MEET_S = 0.5
 LAST_CALL_S = 0.05
+
+log = logging.getLogger("penstock.worker")
 
 
 @dataclass(slots=True)
@@ -51,11 +55,12 @@ class Serving:
     lane: Lane
     sockets: WebSocketSurface
     pages: web.AppRunner
-    server: asyncio.Server | None = None  # until it accepts
+    entrance: Entrance
+    certificates: asyncio.Task[None]
 
     async def close(self) -> None:
-        if self.server is not None:
-            self.server.close()
+        self.certificates.cancel()
+        self.entrance.close()
         self.sockets.close()
         await self.whole.close()
         await self.pages.cleanup()
@@ -70,6 +75,7 @@ class Worker:
         self._serving: Serving | None = None
         self._stopped = asyncio.Event()
         self._control: ControlChannel
+        self._config: GatewayConfig
 
     async def run(self, control: socket.socket) -> None:
         handlers = {
@@ -151,17 +157,18 @@ class Worker:
         admit = Admittance(tenants, relay)
         admit.apply(config, lane)
         _spare_the_collector()
-        self._serving = Serving(whole, admit, fleet, lane, sockets, pages)
+        entrance = Entrance(self._listening, lane.protocol, config.server.tls)
+        watch = loop.create_task(self._watch_certificates(), name="watch certificates")
+        self._config = config
+        self._serving = Serving(whole, admit, fleet, lane, sockets, pages, entrance, watch)
         return {"pid": os.getpid()}
 
     async def _accept(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Take clients in, once the replicas that are there have been met: a worker that replaces
         another one must not answer that there is none."""
-        serving, loop = self._now(), asyncio.get_running_loop()
+        serving = self._now()
         await serving.fleet.met(MEET_S)
-        serving.server = await loop.create_server(
-            serving.lane.protocol, sock=self._listening, backlog=4096
-        )
+        await serving.entrance.open()
         return {}
 
     async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +176,25 @@ class Worker:
         serving, config = self._now(), _parse(arguments)
         serving.fleet.apply(config)
         serving.admit.apply(config, serving.lane)
+        self._config = config
+        await serving.entrance.renew()
         return {}
+
+    async def _watch_certificates(self) -> None:
+        """Those of the listener, and those of the replicas: a fleet that is told the same again
+        keeps what is the same."""
+        seen = _stamps(self._config)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = _stamps(self._config)
+            if now == seen:
+                continue
+            seen = now
+            try:
+                self._now().fleet.apply(self._config)
+                await self._now().entrance.renew()
+            except BadCertificate as error:
+                log.error("certificates stay as they were: %s: %s", error.key, error.message)
 
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"pid": os.getpid(), "models": self._now().fleet.status()}
@@ -212,10 +237,10 @@ class Worker:
             drained = asyncio.gather(
                 self._serving.lane.drain(grace_s), self._serving.sockets.drain(grace_s)
             )
-            if self._serving.server is not None:
+            if self._serving.entrance.is_open:
                 # Clients that the kernel has let in already are answered, and told to close.
                 await asyncio.sleep(LAST_CALL_S)
-                self._serving.server.close()
+                self._serving.entrance.close()
             await drained
         self._stopped.set()
         return {}
@@ -239,6 +264,10 @@ def _parse(arguments: dict[str, Any]) -> GatewayConfig:
         arguments["text"], Path(arguments["path"]), os.environ, arguments.get("overrides", ())
     )
     return config.turned(arguments.get("turns", {}))
+
+
+def _stamps(config: GatewayConfig) -> object:
+    return stamp(config.server.tls), [stamp(model.relay.tls) for model in config.models]
 
 
 def _limits(config: GatewayConfig) -> Limits:

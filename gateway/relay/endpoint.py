@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from gateway.config_tls import ReplicaTls
 from gateway.relay.connection import UpstreamConnection
+from gateway.tls import for_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +30,21 @@ class Endpoint:
     prefix: bytes = b""
 
     @classmethod
-    def parse(cls, address: str) -> Endpoint:
-        """`http://host:port/prefix`, `https://…` or `unix:/path`. Raises ValueError."""
+    def parse(cls, address: str, tls: ReplicaTls | None = None) -> Endpoint:
+        """`http://host:port/prefix`, `https://…` or `unix:/path`. Raises ValueError, and
+        BadCertificate where the files of `tls` are none."""
         if address.startswith("unix:"):
             return cls(path=address.removeprefix("unix:"))
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{address!r} is no URL of an HTTP server")
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = tls or ReplicaTls()
+        secure = parts.scheme == "https"
         return cls(
             host=parts.hostname,
-            port=parts.port or (443 if tls else 80),
-            tls=tls,
-            server_name=parts.hostname,
+            port=parts.port or (443 if secure else 80),
+            tls=for_replicas(tls) if secure else None,
+            server_name=tls.server_name or parts.hostname,
             authority=parts.netloc.encode(),
             prefix=parts.path.rstrip("/").encode(),
         )
