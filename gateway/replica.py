@@ -123,7 +123,7 @@ class NativeReplica:
             "weight": load.weight,
             "drained": load.drained,
             "breaker": self.breaker.state(now).name.lower(),
-            "work": round(load.work + self.calls.work, 6),
+            "work": round((self.calls if status.kind == "llm" else load).work, 6),
             "unit": "tokens" if status.kind == "llm" else "rows",
             "in_flight": self.in_flight,
             "slots": load.slots,

@@ -10,27 +10,25 @@ from __future__ import annotations
 
 import asyncio
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends.wire import Call, Fault, Piece, WireError
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
-    ReplicaFault,
     ReplicaNonsense,
     ReplicaSilent,
     TooLarge,
 )
+from gateway.generation.attempt import Attempt, error_of, outcome_of, usage_of
 from gateway.generation.reply import Reply
-from gateway.policy.breaker import Outcome, Permit
-from gateway.policy.load import Lease
+from gateway.policy.breaker import Outcome
 from gateway.policy.retry import Attempts, Failure
 from gateway.policy.routing import RoutingKey
 from gateway.policy.tokens import Estimate, Usage
 
 if TYPE_CHECKING:
     from gateway.generation.pool import CallPool
-    from gateway.replica import NativeReplica
     from gateway.tenants import Visit
 
 # What a call waits for: a replica, the first byte of its answer, the rest of it, nothing.
@@ -159,12 +157,16 @@ class LiveCall:
             attempt.version = str(info.get("version", ""))
             kind = str(info["type"])
             attempt.streams = kind.startswith(STREAMS)
-            self.reply.begin(kind, attempt.version, attempt.replica.name)
+            try:
+                self.reply.begin(kind, attempt.version, attempt.replica.name)
+            except GatewayError as error:
+                self._stop(error, Outcome.FAILURE)
+                return
         if not attempt.said:
             self._nonsense("began an answer without its type")
             return
         if piece.final and info is not None:
-            self.usage = _usage(info.get("usage"))
+            self.usage = usage_of(info.get("usage"))
             attempt.load = info.get("load")
             if "fault" in info:
                 self._broken(Fault.from_json(info["fault"]), bytes(data))
@@ -216,7 +218,7 @@ class LiveCall:
 
     def _broken(self, fault: Fault, said: bytes) -> None:
         """The replica could not go on, and says so to the client itself."""
-        error = _error(fault)
+        error = error_of(fault)
         self._give_back(outcome_of(fault.status))
         self.reply.fail(error, final=True, said=said)
         self._end(error.code)
@@ -234,13 +236,13 @@ class LiveCall:
             why = Failure.LOST if self._deaths < DEADLY else Failure.FINAL
             self._failed(why, error, Outcome.FAILURE, dead=True)
             return
-        error = _error(fault)
+        error = error_of(fault)
         outcome = outcome_of(fault.status)
         if not fault.retryable:
             why = Failure.FINAL
         elif fault.status in _BUSY:
             why = Failure.BUSY
-            attempt.busy(self.pool.loop.time())
+            self.pool.busy(attempt.replica, self.pool.loop.time())
         else:
             why = Failure.ERROR
         self._failed(why, error, outcome)
@@ -281,7 +283,7 @@ class LiveCall:
             waits = "the client waits no longer for the next byte"
             self._stop(DeadlineExceeded(waits), Outcome.NEUTRAL)
         elif attempt is None:
-            return  # the pool bounds it
+            self.reply.look(now, heard)  # how long it may wait is the pool's to say
         elif quiet >= self.pool.limits[self.phase]:
             self._silent(attempt, quiet)
         else:
@@ -341,75 +343,3 @@ class LiveCall:
         if self._retry is not None:
             self._retry.cancel()
         self.pool.left(self, how)
-
-
-class Attempt:
-    """A call at one replica, and whom the link tells of it. After `call` is None it hears nothing
-    any more: the terminal answer to a cancelled call still comes."""
-
-    __slots__ = (
-        "call",
-        "heard",
-        "id",
-        "lease",
-        "load",
-        "permit",
-        "promised",
-        "replica",
-        "said",
-        "sent",
-        "streams",
-        "version",
-    )
-
-    def __init__(
-        self,
-        call: LiveCall,
-        replica: NativeReplica,
-        lease: Lease,
-        permit: Permit,
-        now: float,
-        promised: int,
-    ) -> None:
-        self.call: LiveCall | None = call
-        self.replica, self.lease, self.permit = replica, lease, permit
-        self.sent = self.heard = now
-        self.promised = promised  # bytes of the prompt that the replica should have cached
-        self.id = 0
-        self.said = self.streams = False  # the answer's type, and whether it is one of a stream
-        self.load: dict[str, float] | None = None  # of the replica, as its final piece has it
-        self.version = ""
-
-    def piece(self, piece: Piece, data: memoryview) -> None:
-        if self.call is not None:
-            if piece.final:
-                self.id = 0
-            self.call.answered(piece, data, self)
-
-    def failed(self, fault: Fault | None) -> None:
-        if self.call is not None:
-            self.call.lost(fault)
-
-    def busy(self, now: float) -> None:
-        """The replica takes no more for a while."""
-        call = self.call
-        if call is not None:
-            call.pool.busy(self.replica, now)
-
-
-def _usage(said: dict[str, Any] | None) -> Usage:
-    """Zeros where the replica says nothing that is a count."""
-    said = said or {}
-    counts = [said.get(f"{name}_tokens") for name in ("prompt", "completion", "cached")]
-    return Usage(*(count if type(count) is int and count > 0 else 0 for count in counts))
-
-
-def _error(fault: Fault) -> ReplicaFault:
-    return ReplicaFault(fault.status, fault.code, fault.message, param=fault.param)
-
-
-def outcome_of(status: int) -> Outcome:
-    """Of a fault: what the client did wrong, back-pressure and deadlines say nothing of health."""
-    if status < 500 or status in (503, 504):
-        return Outcome.NEUTRAL
-    return Outcome.FAILURE

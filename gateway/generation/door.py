@@ -13,6 +13,7 @@ from itertools import count
 from math import inf
 from typing import Any
 
+from backends.wire import GENERATIVE
 from gateway.errors import BadRequest, GatewayError, NotFound, Unsupported
 from gateway.generation.call import LiveCall
 from gateway.generation.pool import CallPool
@@ -84,7 +85,8 @@ class Door:
             pinned = self.pin(_agreed(head.terms.version, version))
             self.check(surface, openai=openai)
             wants = read_wants(fields)
-            estimate = self.pool.work.estimate(len(body), wants.limit, wants.choices)
+            choices = wants.choices if surface in GENERATIVE else 0
+            estimate = self.pool.work.estimate(len(body), wants.limit, choices)
             visit = self._enter(exchange, estimate)
         except GatewayError as error:
             refuse(exchange, error.detached(), openai=openai, fields=lines)
@@ -97,6 +99,7 @@ class Door:
             openai=openai,
             most=generation.unsent,
             heartbeat_s=generation.heartbeat_ms / 1e3,
+            stream=wants.stream or surface == "generate_stream",
         )
         limit_s = min(
             self.pool.config.call_timeout_ms / 1e3,

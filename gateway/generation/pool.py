@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from gateway.config import ModelConfig
 from gateway.errors import GatewayError, NoReplica, NotFound, Shed
-from gateway.generation.call import ANSWERING, SEATING, SENT, Attempt, LiveCall
+from gateway.generation.attempt import Attempt
+from gateway.generation.call import ANSWERING, SEATING, SENT, LiveCall
 from gateway.generation.measures import CallMeasures
 from gateway.generation.seen import Seen
 from gateway.measures import Family

@@ -51,7 +51,9 @@ class Backlog:
 
 
 class HttpReply:
-    """`fields`: header lines for every answer. `most`: bytes that the client may leave untaken."""
+    """`fields`: header lines for every answer. `most`: bytes that the client may leave untaken.
+    `stream`: whether the client has asked for one; then it hears comments also while its answer has
+    not begun, and what went out of it is none yet."""
 
     __slots__ = (
         "_answer",
@@ -63,9 +65,11 @@ class HttpReply:
         "_heartbeat_s",
         "_most",
         "_openai",
+        "_opened",
         "_pieces",
         "_size",
         "_slow",
+        "_stream",
         "_type",
         "begun",
         "exchange",
@@ -80,11 +84,13 @@ class HttpReply:
         openai: bool,
         most: int,
         heartbeat_s: float,
+        stream: bool = False,
     ) -> None:
         self.exchange, self._fields, self._openai = exchange, fields, openai
         self._answer = b""  # header lines that say who answers
         self._backlog, self._most, self._heartbeat_s = backlog, most, heartbeat_s
         self.begun = False
+        self._stream, self._opened = stream, False  # the head has gone out
         self._type = b""
         self._gate: EventGate | None = None
         self._pieces: list[bytes] = []  # of an answer that is no stream
@@ -98,24 +104,30 @@ class HttpReply:
         self._type = content_type.encode()
         self._answer = field(b"x-model-version", version) + field(b"x-served-by", replica)
         self._gate = EventGate() if self._type.startswith(EVENTS) else None
+        if self._opened and self._gate is None:
+            raise ReplicaNonsense(f"replica {replica} answers as {content_type}, not in a stream")
         self._pieces.clear()
         self._size = 0
 
     def write(self, data: memoryview, *, last: bool) -> None:
-        gate, exchange = self._gate, self.exchange
+        gate = self._gate
         if gate is None:
             self._size += len(data)
             if self._size > MAX_WHOLE:
                 raise ReplicaNonsense(f"the answer is larger than {MAX_WHOLE >> 20} MiB")
             self._pieces.append(bytes(data))
             return
-        if not self.begun:
-            self.begun = True
-            exchange.on_writable = self._writable
-            exchange.start(200, self._type, self._fields + self._answer)
+        if not self._opened:
+            self._open(self._type, self._fields + self._answer)
+        self.begun = True
         self._send(gate.feed(bytes(data)))
         if not last and (self._behind > self._most or self._backlog.bytes > self._backlog.limit):
             raise SlowClient("the client does not take its stream as fast as it is generated")
+
+    def _open(self, content_type: bytes, fields: bytes) -> None:
+        self._opened = True
+        self.exchange.on_writable = self._writable
+        self.exchange.start(200, content_type, fields)
 
     def _send(self, data: bytes) -> None:
         if not data:
@@ -137,7 +149,7 @@ class HttpReply:
 
     def end(self) -> None:
         gate = self._gate
-        if gate is None or not self.begun:
+        if gate is None or not self._opened:
             fields = self._fields + self._answer
             self.exchange.respond(200, b"".join(self._pieces), self._type, fields)
             return
@@ -148,13 +160,12 @@ class HttpReply:
 
     def fail(self, error: GatewayError, *, final: bool, said: bytes = b"") -> None:
         exchange = self.exchange
-        if not self.begun:
+        if not self._opened:
             fields = self._fields + (b"x-should-retry: false\r\n" if final else b"")
             refuse(exchange, error, openai=self._openai, fields=fields)
             return
         self._caught_up()
-        assert self._gate is not None
-        if not self._gate.whole:
+        if self._gate is not None and not self._gate.whole:
             exchange.abort()
             return
         exchange.write(said or error_event(error, openai=self._openai))
@@ -168,7 +179,14 @@ class HttpReply:
 
     def look(self, now: float, quiet_since: float) -> None:
         gate = self._gate
-        if not self.begun or gate is None or not gate.whole or self._slow:
+        if self._slow or (gate is not None and not gate.whole):
+            return
+        if not self._opened:
+            # Whoever stands between us and the client ends connections that are silent for long.
+            if self._stream and now - quiet_since >= self._heartbeat_s:
+                self._open(EVENTS, self._fields)
+                self._beat = now
+                self._send(HEARTBEAT)
             return
         # If a client that sends no more has left, the socket says so.
         every_s = PROBE_S if self.exchange.is_half_closed else self._heartbeat_s

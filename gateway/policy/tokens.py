@@ -31,7 +31,8 @@ class Usage(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """`size`: bytes of the body; `limit`: the longest answer that was asked for, 0 for none."""
+    """`size`: bytes of the body; `limit`: the longest answer that was asked for, 0 for none;
+    `choices`: so many answers, 0 where the answer has no tokens."""
 
     size: int
     limit: int
@@ -90,7 +91,7 @@ class TokenWork:
         if usage.prompt > 0:
             self._ratio.add(min(max(estimate.size / usage.prompt, _RATIOS[0]), _RATIOS[1]))
         if usage.completion > 0:
-            each = usage.completion / estimate.choices
+            each = usage.completion / max(1, estimate.choices)
             self._length.add(each)
             known = self._by_limit.get(_class(estimate.limit))
             if known is None:

@@ -97,6 +97,7 @@ class FakeLLM:
         self.versions: tuple[str, ...] = ("1-a",)
         self.surfaces: tuple[str, ...] = ()
         self.channel = "stable"
+        self.signature: dict[str, Any] | None = None
         self.load: dict[str, float] | None = None
         self.calls: list[FakeCall] = []
         self.connections: set[Connection] = set()
@@ -141,6 +142,7 @@ class FakeLLM:
             pid=1,
             load=self.load,
             surfaces=self.surfaces,
+            signature=self.signature,
         )
 
     def say(self, **changes: Any) -> None:

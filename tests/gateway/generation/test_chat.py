@@ -9,7 +9,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from gateway.generation.call import Attempt, LiveCall
+from gateway.generation.attempt import Attempt
+from gateway.generation.call import LiveCall
 from gateway.generation.reply import HttpReply
 from tests.gateway.fake_llm import WORDS, FakeLLM, talk
 from tests.gateway.generation.fakes import ASK, CHAT, STREAM, serving

@@ -388,3 +388,56 @@ async def test_a_smaller_queue_refuses_what_finds_no_room_and_keeps_the_rest(tmp
             step.release()
         await until(lambda: all(reply.complete for reply in replies))
         assert sorted(reply.status for reply in replies) == [200, 200, 200, 429, 429, 429]
+
+
+async def test_a_stream_that_begins_late_gets_comments_and_may_still_go_elsewhere(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        if call.replica is first:
+            await go.wait()
+            call.replica.die()
+        else:
+            await talk(call)
+
+    first, second = (FakeLLM(tmp_path / name, script) for name in "ab")
+    keys = "[models.generation]\nheartbeat_ms = 60"
+    async with serving(tmp_path, first, second, model=keys) as gateway:
+        gateway.fleet.set_weight("r1", 0.001)
+        reply = await gateway.post(STREAM, complete=False)
+        whole = await gateway.post(ASK, complete=False)
+        await until(lambda: reply.body.count(b":\n\n") >= 2)
+        assert (reply.status, whole.status) == (200, 0)
+        assert reply.header("content-type") == "text/event-stream"
+        go.set()
+        await until(lambda: reply.complete and whole.complete)
+        assert reply.body.endswith(b"[DONE]\n\n") and reply.body.count(b"data: ") == len(WORDS) + 1
+        assert whole.status == 200
+
+
+async def test_a_stream_that_never_begins_ends_in_an_error_event(tmp_path):
+    async def script(call):
+        await call.cancelled.wait()
+        call.piece(final=True)
+
+    keys = "[models.generation]\nheartbeat_ms = 60"
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script), model=keys) as gateway:
+        reply = await gateway.post(STREAM, fields="x-deadline-ms: 250\r\n")
+        assert reply.status == 200 and b":\n\n" in reply.body
+        assert error_of(reply.body)["code"] == "deadline_exceeded"
+
+
+async def test_a_whole_answer_where_a_stream_was_begun_is_nonsense(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        await go.wait()
+        call.whole({})
+
+    keys = "retries = 0\n[models.generation]\nheartbeat_ms = 60"
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script), model=keys) as gateway:
+        reply = await gateway.post(STREAM, complete=False)
+        await until(lambda: reply.body)
+        go.set()
+        await until(lambda: reply.complete)
+        assert error_of(reply.body)["code"] == "bad_replica"

@@ -6,7 +6,7 @@ import orjson
 
 from backends.wire import GENERATIVE
 from tests.gateway.fake_llm import FakeLLM
-from tests.gateway.fakes import FakeReplica, until
+from tests.gateway.fakes import DOUBLE, FakeReplica, until
 from tests.gateway.generation.fakes import serving
 
 ASK = b'{"text_input":"hello","parameters":{"max_tokens":5,"timeout":250000}}'
@@ -98,3 +98,23 @@ async def test_a_model_that_nobody_has_heard_of_yet_is_not_there_yet(tmp_path):
         await fake.start()
         await until(lambda: gateway.model.ready)
         assert (await gateway.post(ASK, PATH)).status == 200
+
+
+async def test_a_model_of_tensors_may_take_calls_too(tmp_path):
+    async def script(call):
+        vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
+        call.whole({"object": "list", "data": [vector]}, usage=(3, 0, 0))
+
+    fake = FakeLLM(tmp_path / "a", script)
+    fake.kind, fake.surfaces, fake.signature = "tensor", ("embeddings",), DOUBLE.to_json()
+    async with serving(tmp_path, fake) as gateway:
+        reply = await gateway.post(b'{"model":"m","input":"x"}', "/v1/embeddings")
+        assert (reply.status, orjson.loads(reply.body)["data"][0]["embedding"]) == (200, [0.5])
+        assert gateway.model.kind == "tensor"
+        # There are no answers to wait for, so that the text is all of the work.
+        assert gateway.model.calls.work.estimate(40, 0, 0).tokens_out == 0.0
+        metadata = await gateway.post(b"", "/v2/models/m", method="GET")
+        assert orjson.loads(metadata.body)["inputs"][0]["name"] == "x"
+        assert (await gateway.post(ASK, PATH)).status == 501
+        listed = await gateway.post(b"", "/v1/models", method="GET")
+        assert [model["id"] for model in orjson.loads(listed.body)["data"]] == ["m"]
