@@ -17,14 +17,15 @@ from backends.llm.structured.program import Program
 MAX_DEPTH = 64
 MAX_STATES = 16_384
 MAX_STACKS = 1 << 18
-DEAD = -1
+# No text goes on from there; its row leads to itself.
+DEAD, START = 0, 1
 
 # A node, and where the rules that it is in return to: a stack, by its number.
 Place = tuple[int, int]
 
 
 class Automaton:
-    """State 0 is the start. `epoch` counts how often the table began anew."""
+    """`epoch` counts how often the table began anew."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -37,8 +38,9 @@ class Automaton:
     def _begin(self) -> None:
         self.table: NDArray[np.int32] = np.full((64, 256), DEAD, np.int32)
         self._known = bytearray(64)
-        self._states: list[frozenset[Place]] = []
-        self._ids: dict[frozenset[Place], int] = {}
+        self._known[DEAD] = 1
+        self._states: list[frozenset[Place]] = [frozenset()]
+        self._ids: dict[frozenset[Place], int] = {frozenset(): DEAD}
         self._after: dict[frozenset[Place], int] = {}
         self._id(self._closed([(0, 0)]))
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.llm.structured.automaton import DEAD, Automaton
+from backends.llm.structured.automaton import DEAD, START, Automaton
 from backends.llm.structured.vocabulary import Vocabulary
 
 MAX_CACHE_BYTES = 64 << 20
@@ -46,8 +46,8 @@ class GrammarMask:
 
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary, cache: MaskCache) -> None:
         self._automaton, self._vocabulary, self._cache = automaton, vocabulary, cache
-        self._state, self._epoch = 0, automaton.epoch
-        self._places = automaton.places(0)
+        self._state, self._epoch = START, automaton.epoch
+        self._places = automaton.places(START)
 
     def allowed(self) -> NDArray[np.uint32]:
         automaton = self._automaton
