@@ -17,6 +17,8 @@ from torch.nn import functional as F
 _BLOCK = 128
 # Candidates that are looked at first for a threshold. Most distributions have their top 95 % there.
 _CANDIDATES = 128
+# Weights are at most 1: the first 16 bits of a float32 are at most 0x3f80, 7 of them its mantissa.
+_BIN_BITS, _BINS = 16, 0x3F80 + 1
 
 
 def weights(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
@@ -45,12 +47,8 @@ def _top(weights_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, most: int) -> Ten
     count = min(max(_CANDIDATES, most), vocabulary)
     least_B, beyond_B = _least(weights_BV, limit_B, top_p_B, total_B, count)
     rows_M = beyond_B.nonzero()[:, 0]
-    while len(rows_M):
-        count = min(count * 16, vocabulary)
-        least_B[rows_M], beyond_M = _least(
-            weights_BV[rows_M], limit_B[rows_M], top_p_B[rows_M], total_B[rows_M], count
-        )
-        rows_M = rows_M[beyond_M]
+    if len(rows_M):
+        least_B[rows_M] = _nucleus(weights_BV[rows_M], (total_B * top_p_B)[rows_M])
     return least_B
 
 
@@ -70,6 +68,25 @@ def _least(
     least_B = best_BK.gather(1, index_B[:, None])[:, 0]
     beyond_B = cut_B & (kept_B == count) & (limit_B > count)
     return torch.where(cut_B | (limit_B <= count), least_B, 0.0), beyond_B
+
+
+def _nucleus(weights_MV: Tensor, need_M: Tensor) -> Tensor:
+    """The least weight of the greatest that together have the mass `need`, where these are many:
+    no sorting but of one bin of a histogram. Positive floats are in the order of their bits."""
+    rows = len(weights_MV)
+    bin_MV = weights_MV.view(torch.int32) >> _BIN_BITS
+    index_MV = bin_MV + torch.arange(rows, dtype=torch.int32)[:, None] * _BINS
+    mass = torch.bincount(index_MV.flatten(), weights_MV.flatten().double(), rows * _BINS)
+    sums_MN = mass.view(rows, _BINS).flip(1).cumsum(1)
+    need_M = torch.minimum(need_M, sums_MN[:, -1])
+    found_M = (sums_MN < need_M[:, None]).sum(1).tolist()
+    least_M = torch.empty(rows, dtype=weights_MV.dtype)
+    for row, place in enumerate(found_M):
+        inside = weights_MV[row][bin_MV[row] == _BINS - 1 - place].sort(descending=True).values
+        above = sums_MN[row, place - 1] if place else 0.0
+        before = above + inside.cumsum(0, dtype=torch.float64) - inside
+        least_M[row] = inside[int((before < need_M[row]).sum().clamp(min=1)) - 1]
+    return least_M
 
 
 def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

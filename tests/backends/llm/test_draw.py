@@ -31,7 +31,7 @@ def kept(probabilities: list[float], top_k: int, top_p: float, min_p: float) -> 
 @given(
     seed=ROWS,
     top_k=st.sampled_from([0, 1, 3, 150, 299, 1000]),
-    top_p=st.sampled_from([0.01, 0.5, 0.9, 0.999, 1.0]),
+    top_p=st.sampled_from([0.01, 0.5, 0.9, 0.999, 1 - 2**-53, 1.0]),
     min_p=st.sampled_from([0.0, 0.1, 1.0]),
 )
 @settings(max_examples=40, deadline=None)
