@@ -27,6 +27,7 @@ from trainer.metrics import Reporter
 from trainer.model import Definition, define
 from trainer.optim import Optimizer
 from trainer.parallel import parallelise
+from trainer.partition.choose import balance_of, dealt, mesh_for
 from trainer.probe import Prober, probe_inputs
 from trainer.publish import Publisher
 from trainer.pulse import Apart, Pulse, Reading
@@ -84,7 +85,7 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
     """Raises ConfigError or BadPlugin."""
     config, root = loaded.config, loaded.root
     try:
-        mesh = MeshPlan.of(config.parallel, ranks)
+        mesh = mesh_for(config, ranks)
     except ValueError as error:
         raise loaded.error("parallel", str(error)) from error
     try:
@@ -120,9 +121,9 @@ def build_loop(
     inner = replica_mesh(config.sync, mesh)
     rank, ranks = mesh.data_rank, mesh.plan.data_ranks
     batches = TrainBatches(data.train, config.data, config.seed, rank, ranks)
-    parallel = parallelise(
-        session.definition, inner, config.parallel, config.compute, batches.split.passes
-    )
+    passes, definition = batches.split.passes, session.definition
+    layout, line = dealt(config, definition, mesh, passes, world)
+    parallel = parallelise(definition, inner, layout, config.compute, passes)
     sync = choose_method(config.sync, mesh, parallel)
     updated = updated_here(sync, parallel.model)
     optimizer = Optimizer(updated, config.optimizer, parallel.repeats)
@@ -134,6 +135,10 @@ def build_loop(
         if not state.load(folder, start.step, world.background):
             text = "replicas were kept together differently: going on from what they had agreed on"
             reporter.event("resume_note", f"! {text}", note=text)
+    slots, counts = len(optimizer.slots), layout.layers
+    parallel, balance = balance_of(
+        config, definition, line, counts, parallel, batches, slots, world, reporter
+    )
     held_out = HeldOutBatches(data.held_out, config.evaluate.batch_size, rank, ranks)
     parts = Parts(
         parallel=parallel,
@@ -148,6 +153,7 @@ def build_loop(
         reporter=reporter,
         align=state.align_buffers if mesh.plan.data_ranks > 1 else lambda: None,
         check=gate_check(session.loaded),
+        balance=balance,
     )
     return Loop(config, parts, world.device, rank)
 

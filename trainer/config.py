@@ -13,6 +13,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config_balance import BalanceConfig
+from trainer.config_balance import contradictions as balance_contradictions
 from trainer.config_source import (
     BOOLEAN,
     NAMES,
@@ -281,6 +283,7 @@ class TrainConfig:
     parallel: ParallelConfig = section(ParallelConfig)
     compute: ComputeConfig = section(ComputeConfig)
     sync: SyncConfig = section(SyncConfig)
+    balance: BalanceConfig = section(BalanceConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
     spike: SpikeConfig = section(SpikeConfig)
@@ -352,6 +355,15 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
     yield from _pipeline(config, tree)
     yield from contradictions(config.sync, tree.get("sync", {}))
     yield from misfits(config.sync, config.steps, config.data.batch_size)
+    yield from balance_contradictions(
+        config.balance,
+        config.parallel.pp,
+        config.parallel.layers is not None,
+        config.compute.compile,
+        config.sync.method,
+    )
+    if config.optimizer.ema is not None and config.sync.method != "gradients":
+        yield "optimizer.ema", 'goes with sync.method = "gradients"'
     if config.publish.require and config.publish.channel is None:
         yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
     every, commits = config.publish.every, config.checkpoint.every

@@ -25,6 +25,7 @@ from trainer.evaluate import Evaluator
 from trainer.metrics import Reporter, show
 from trainer.optim import Optimizer
 from trainer.parallel import Parallel
+from trainer.partition.balance import Balance
 from trainer.pulse import Pulse, Reading
 from trainer.resume import Start
 from trainer.schedule import factor
@@ -49,6 +50,7 @@ class Parts:
     reporter: Reporter
     align: Callable[[], None]
     check: Callable[[Reading], None]
+    balance: Balance
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Ending:
     evaluation: Mapping[str, float]
     stopped: bool
     seconds: float
+    anew: bool = False  # work is divided differently: build the loop again from `version`
 
 
 class Loop:
@@ -77,9 +80,9 @@ class Loop:
         """Trains from `start` to the last step. Raises Diverged or CommitFailed."""
         began, steps = time.monotonic(), self._config.steps
         self._start = start
-        step, evaluation, stopped = start.step, dict[str, float](), False
+        step, evaluation, stopped, anew = start.step, dict[str, float](), False, False
         self._parts.parallel.objective.train()
-        while step < steps and not stopped:
+        while step < steps and not stopped and not anew:
             step += 1
             self._step(step)
             commits, evaluates = self._due(step)
@@ -92,12 +95,15 @@ class Loop:
             if commits or stopped:
                 self._commits.begin(Moment(step, self._position(step), evaluation))
             self._commits.hear()
+            self._parts.balance.after_step()
+            if commits and not stopped and step < steps:
+                anew = self._parts.balance.at_commit(step)
         self._parts.reporter.flush(position=self._position(step), lr=self._rate(step))
         exchanged = self._parts.sync.exchanged
         self._parts.reporter.event("exchanged", method=self._config.sync.method, bytes=exchanged)
         self._commits.finish()
         version, seconds = self._commits.version, time.monotonic() - began
-        return Ending(step, self._position(step), version, evaluation, stopped, seconds)
+        return Ending(step, self._position(step), version, evaluation, stopped, seconds, anew)
 
     def _position(self, step: int) -> int:
         """Samples consumed when `step` is done."""

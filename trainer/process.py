@@ -17,7 +17,7 @@ from trainer.config import Loaded
 from trainer.elastic import Place, Stop, World, choose_device, join
 from trainer.errors import RunMismatch, TrainerError
 from trainer.lock import RunLock
-from trainer.loop import Ending
+from trainer.loop import Ending, Loop
 from trainer.metrics import Reporter, show
 from trainer.plan import plan, world_ranks
 from trainer.publish import Publisher
@@ -113,7 +113,15 @@ def _run(session: Session, world: World, start: Start, stop: Stop, reporter: Rep
         from trainer.server.process import serve
 
         return serve(session, world, start, stop, reporter)
-    return build_loop(session, world, start, stop, reporter).run(start)
+    from trainer.partition.anew import train as train_anew
+
+    def build(at: Start) -> Loop:
+        return build_loop(session, world, at, stop, reporter)
+
+    def newest() -> Start:
+        return world.leader(lambda: choose(session.run, session.model))
+
+    return train_anew(build, start, newest)
 
 
 def alone(loaded: Loaded, act: Callable[[Session, World], int]) -> int:

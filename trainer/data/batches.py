@@ -138,16 +138,23 @@ class Split:
     total: int
     ranks: int
     passes: int
+    cuts: tuple[int, ...] | None = None  # where each rank's samples begin, if not shared evenly
 
     @classmethod
     def of(cls, total: int, ranks: int, micro_batch: int | None) -> Split:
         largest = -(-total // ranks)
         return cls(total, ranks, 1 if micro_batch is None else -(-largest // micro_batch))
 
+    def share(self, rank: int) -> tuple[int, int]:
+        """[start, end) of all samples of `rank`."""
+        if self.cuts is not None:
+            return self.cuts[rank], self.cuts[rank + 1]
+        return share(self.total, self.ranks, rank)
+
     def parts(self, rank: int) -> list[tuple[int, int]]:
         """[start, end) of each pass of `rank`. All ranks have equally many passes, as their
         collectives must match; where samples run short, a part is empty."""
-        start, end = share(self.total, self.ranks, rank)
+        start, end = self.share(rank)
         cut = (share(end - start, self.passes, index) for index in range(self.passes))
         return [(start + first, start + last) for first, last in cut]
 
@@ -194,6 +201,13 @@ class TrainBatches:
         self.order = SampleOrder(len(not_empty(source, "training")), seed)
         self.split = Split.of(config.batch_size, ranks, config.micro_batch)
         self._source, self._rank = source, rank
+        self._micro_batch = config.micro_batch
+
+    def reshare(self, cuts: tuple[int, ...]) -> None:
+        """Ranks may then have different numbers of passes: for copies, which meet once a step."""
+        size = cuts[self._rank + 1] - cuts[self._rank]
+        passes = 1 if self._micro_batch is None else -(-size // self._micro_batch)
+        self.split = Split(self.split.total, self.split.ranks, passes, cuts)
 
     def at(self, position: int, device: torch.device) -> Iterator[Piece]:
         """This rank's pieces of the global batch that starts at `position`."""

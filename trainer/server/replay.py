@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.checkpoint import read_tensors
 from trainer.build import Session
 from trainer.server.arrivals import Commit, LogUnreadable, read
 from trainer.server.keeper import Keeper
@@ -59,19 +58,20 @@ def replay(session: Session, device: torch.device, step: int | None) -> Replayed
             del history[arrival.base]
     manifest = run.manifest(commit.step)
     if wrong is None:
-        stored = read_tensors(run.folder(commit.step), manifest)
-        wrong = _first_difference(place.tensors, stored)
+        # The resume state, as what is served may be another dtype, or merged.
+        stored, _ = _begin(session, device, commit.step)
+        wrong = _first_difference(place.tensors, stored.tensors)
     workers = len({arrival.worker for arrival in arrivals})
     return Replayed(commit.step, manifest.version, len(arrivals), staleness, workers, wrong)
 
 
-def _begin(session: Session, device: torch.device, origin: int) -> tuple[Workplace, Keeper]:
-    """The server's weights before the first arrival."""
+def _begin(session: Session, device: torch.device, step: int) -> tuple[Workplace, Keeper]:
+    """The server's weights at a checkpoint, or at the very beginning."""
     place = Workplace(session, device)
     keeper = Keeper(session.loaded.config, place)
-    if origin:
+    if step:
         state = TrainState(place.model, keeper.optimizer, keeper)
-        state.load(session.run.folder(origin), origin, None)
+        state.load(session.run.folder(step), step, None)
     return place, keeper
 
 
@@ -87,6 +87,6 @@ def _choose(commits: Sequence[Commit], steps: Sequence[int], step: int | None) -
 
 def _first_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     for name, tensor in ours.items():
-        if name not in theirs or not torch.equal(tensor.cpu(), theirs[name]):
+        if not torch.equal(tensor, theirs[name]):
             return f"tensor {name}"
     return None

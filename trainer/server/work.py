@@ -58,8 +58,9 @@ class Workplace:
             for name, tensor in weights(self.model).stored.items()
             if not isinstance(tensor, torch.nn.Parameter)
         }
-        self.weights = Layout(self.tensors)
+        # What is frozen is the same wherever the model is built.
         sent = {n: t for n, t in self.tensors.items() if n in self.parameters or n in self.buffers}
+        self.weights = Layout(sent)
         dtype = DTYPES[self._config.sync.dtype]
         self.sent = Layout(sent, frozenset(self.parameters), dtype)
         self._order = SampleOrder(len(self._data.train), self._config.seed)

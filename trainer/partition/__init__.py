@@ -1,0 +1,1 @@
+"""Dynamic partition: layers to stages and samples to ranks, by what was measured; meshes to fit."""
