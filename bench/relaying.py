@@ -72,9 +72,9 @@ def listens(server: Server) -> int:
 def launch_ours(folder: Path, upstreams: Sequence[int], core: int | None) -> Contender:
     """Defaults throughout: the model's name in the body picks the pool."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = (
-        f'[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n[[models]]\nname = "{MODEL}"\n'
-    )
+    text = '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
+    # As many connections to each upstream as the largest number of streams needs.
+    text += f'[[models]]\nname = "{MODEL}"\n[models.relay]\nconnections = 8192\n'
     for index, port in enumerate(upstreams):
         text += f'[[models.replicas]]\nname = "s{index}"\nkind = "http"\nhealth = "/health"\n'
         text += f'address = "http://127.0.0.1:{port}"\n'

@@ -45,7 +45,7 @@ class Screen:
                 self.live.update(self.table(), refresh=True)
 
     def table(self) -> Table:
-        table = Table(title=f"{self._spec.method} {self._spec.url}", title_justify="left")
+        table = Table(title=_what(self._spec), title_justify="left")
         for column in ("seconds", "answers/s", "p50", "p99", "waiting", "good", "failed"):
             table.add_column(column, justify="right")
         total = self._spec.warmup_s + self._spec.seconds
@@ -67,8 +67,7 @@ def _ms(seconds: float) -> str:
 
 def show(spec: LoadSpec, report: LoadReport, console: Console) -> None:
     console.print(
-        f"{spec.method} {spec.url}\n{spec.connections} connections, {_how(spec)}, "
-        f"{report.seconds:g} s"
+        f"{_what(spec)}\n{spec.connections} connections, {_how(spec)}, {report.seconds:g} s"
     )
     table = Table(show_header=False, box=None)
     table.add_row("good answers", f"{report.ok:,}", f"{report.rate:,.1f}/s")
@@ -101,6 +100,10 @@ def show(spec: LoadSpec, report: LoadReport, console: Console) -> None:
         own = "these latencies hold our own lateness"
         what = own if spec.open_loop else "the server may do more"
         console.print(f"[yellow]{what}: {report.limit}")
+
+
+def _what(spec: LoadSpec) -> str:
+    return spec.url if spec.mode == "ws" else f"{spec.method} {spec.url}"
 
 
 def _how(spec: LoadSpec) -> str:

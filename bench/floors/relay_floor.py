@@ -79,7 +79,7 @@ class Relay:
 async def serve(port: int, upstreams: list[int]) -> None:
     loop = asyncio.get_running_loop()
     relay = Relay(loop, upstreams)
-    server = await loop.create_server(lambda: Client(relay), "127.0.0.1", port)
+    server = await loop.create_server(lambda: Client(relay), "127.0.0.1", port, backlog=4096)
     print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 

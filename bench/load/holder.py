@@ -10,6 +10,7 @@ import argparse
 import resource
 import socket
 import sys
+from contextlib import suppress
 
 # Connections of one source address: its ephemeral ports (28,232 by default) must suffice.
 PER_SOURCE = 20_000
@@ -42,9 +43,14 @@ def main() -> int:
     return 0
 
 
-def raise_file_limit() -> int:
-    """As many open files as the system lets this process and its children have."""
+def raise_file_limit(wanted: int = 0) -> int:
+    """As many open files as the system lets this process and its children have; `wanted` at least,
+    where it may say so."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return wanted
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 

@@ -164,7 +164,9 @@ async def serve(name: str, port: int, step_s: float, delay_s: float) -> None:
     loop = asyncio.get_running_loop()
     script = Script(name)
     steps = Steps(script, step_s)
-    server = await loop.create_server(lambda: Connection(script, steps, delay_s), "127.0.0.1", port)
+    server = await loop.create_server(
+        lambda: Connection(script, steps, delay_s), "127.0.0.1", port, backlog=4096
+    )
     print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
