@@ -190,7 +190,7 @@ class LiveCall:
         measures = self.pool.calls
         if self.phase == SENT:
             self.phase = ANSWERING
-            self.pool.computed(self, attempt)
+            self.pool.seats.computed(self, attempt)
             if attempt.streams:
                 measures.first.observe(now - self.began)
         elif attempt.streams:
@@ -242,7 +242,7 @@ class LiveCall:
             why = Failure.FINAL
         elif fault.status in _BUSY:
             why = Failure.BUSY
-            self.pool.busy(attempt.replica, self.pool.loop.time())
+            self.pool.seats.busy(attempt.replica, self.pool.loop.time())
         else:
             why = Failure.ERROR
         self._failed(why, error, outcome)
@@ -256,7 +256,7 @@ class LiveCall:
         if self.reply.begun:
             self._close(error, final=True)
             return
-        others = self.pool.others(self, attempt.replica, now)
+        others = self.pool.seats.others(self, attempt.replica)
         wait = attempts.failed(attempt.replica.name, why, now, others, dead=dead)
         if wait is None:
             # What the client did wrong it may mend; all else has been tried where it could be.

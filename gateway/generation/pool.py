@@ -1,8 +1,8 @@
-"""One model's calls in one worker: who gets the next one, which wait, and what is counted.
+"""One model's calls in one worker: which live, which wait and for how long, and what is counted.
 
-Owns the live calls and the queue of those that wait; each call owns its own way. Invariants: a
-call that entered leaves once; accepted = done + failed + cancelled + live; the queue is bounded,
-and what waits in it is looked at whenever a replica may have become free.
+Owns the live calls and the queue of those that wait; each call owns its own way, and `seats` says
+where it may go. Invariants: a call that entered leaves once; accepted = done + failed + cancelled +
+live; the queue is bounded, and looked at whenever a replica may have become free.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from gateway.errors import GatewayError, NoReplica, NotFound, Shed
 from gateway.generation.attempt import Attempt
 from gateway.generation.call import ANSWERING, SEATING, SENT, LiveCall
 from gateway.generation.measures import CallMeasures
-from gateway.generation.seen import Seen
+from gateway.generation.seats import Seats
 from gateway.measures import Family
-from gateway.policy.breaker import Outcome, State, usable
+from gateway.policy.breaker import Outcome
+from gateway.policy.drain import DrainRate
 from gateway.policy.fairness import FairQueue
-from gateway.policy.prefix import PrefixMemory
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
-from gateway.policy.routing import Router, make_router
-from gateway.policy.tokens import TokenWork, Usage
-from gateway.tracks import Tracks
+from gateway.policy.tokens import Usage
 
 if TYPE_CHECKING:
     from gateway.model import Model
-    from gateway.replica import NativeReplica
 
 # Deadlines and silences are looked at so often; they may pass by so much.
 TICK_S = 0.05
@@ -39,8 +36,6 @@ LOOK_S = 2e-5
 # With a ready replica this recently, calls wait for one: a killed replica is back within its
 # start-up time. After it, and before the first was ready, the answer is 503.
 FAILOVER_S = 30.0
-# One that says that it is busy gets nothing for so long, unless there is no other.
-BUSY_S = 0.5
 # One look at the queue tries so many: behind those that wait for one version others may be served.
 LOOKED_AT = 64
 
@@ -59,31 +54,25 @@ class CallPool:
     ) -> None:
         self.name, self.loop, self._rng, self._model = config.name, loop, rng, model
         self.measures, self.calls = model.measures, CallMeasures()
-        self.surfaces: frozenset[str] = frozenset()  # of calls, that any replica answers
-        self.work = TokenWork(float(config.generation.expected_tokens))
-        self.memory = PrefixMemory()
+        self.seats = Seats(config, rng)
+        self.work = self.seats.work
         self._budget = RetryBudget()
         self._live: set[LiveCall] = set()
         self._weight = weight
         self._waiting: FairQueue[LiveCall] = FairQueue(config.max_queue, weight)
-        self._seen: dict[str, Seen] = {}
-        self._serving: list[Seen] = []
+        self._drain = DrainRate()
         self._unserved_since = float("-inf")
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
         self.config = config
-        self.router: Router = make_router(config.routing, rng)
         self.reconfigure(config)
 
     def reconfigure(self, config: ModelConfig) -> None:
         before, self.config, keys = self.config, config, config.generation
         if config.max_queue != before.max_queue:
             self._resize(config.max_queue)
-        if config.routing != before.routing:
-            self.router = make_router(config.routing, self._rng)
+        self.seats.reconfigure(config)
         self._policy = RetryPolicy(retries=config.retries)
-        self._tracks = Tracks(config.canary)
-        self._tracks.update([seen.replica for seen in self._serving])
         longest = float("inf")
         self.limits = {
             SENT: longest if keys.first_ms is None else keys.first_ms / 1e3,
@@ -94,16 +83,22 @@ class CallPool:
         """Another bound; what waits keeps its order, and what finds no room is refused."""
         old, self._waiting = self._waiting, FairQueue(most, self._weight)
         while (call := old.pop()) is not None:
-            self._wait(call)
+            if (why := self._wait(call, self.loop.time())) is not None:
+                call.refuse(why)
 
     @property
     def versions(self) -> Sequence[str]:
         return self._model.versions
 
     @property
+    def surfaces(self) -> frozenset[str]:
+        """The forms of calls that any replica answers."""
+        return self.seats.surfaces
+
+    @property
     def heard(self) -> bool:
         """Whether any replica has ever said what it is."""
-        return any(seen.replica.status.kind for seen in self._seen.values())
+        return self.seats.heard
 
     def unready(self) -> NoReplica:
         return NoReplica(self._model.reason(), retry_after=1.0)
@@ -126,9 +121,9 @@ class CallPool:
             self._tick = self.loop.call_later(TICK_S, self._on_tick)
         if self._model.unloaded:
             return NoReplica(self._model.reason())
-        if call.version is not None and self._model.ready and not self._holders(call.version):
+        if call.version is not None and self._model.ready and not self.seats.holds(call.version):
             return self._no_version(call.version)
-        call.track = self._tracks.place(call.key.session, call.version)
+        self.seats.place(call)
         return None
 
     def attempts(self, now: float, deadline: float) -> Attempts:
@@ -138,108 +133,45 @@ class CallPool:
         """Its next attempt; None: it waits, and `seek` is called again; or why there is none."""
         if len(self._waiting) and not self._pumping:
             self._pump_soon()  # it queues behind those that came before
-        elif (found := self._choose(call, now)) is not None:
+        elif (found := self.seats.choose(call, now)) is not None:
+            self.measures.queue.observe(now - call.began)
             return found
-        if not self._serving and now - self._unserved_since > FAILOVER_S:
-            return NoReplica(self._model.reason(), retry_after=1.0)
-        if not self._pumping:
-            self._wait(call)
-        return None
+        if not self.seats.serving and now - self._unserved_since > FAILOVER_S:
+            return self.unready()
+        return None if self._pumping else self._wait(call, now)
 
-    def _wait(self, call: LiveCall) -> None:
-        """By turns between tenants, by what they have used. Who is full has somebody refused."""
+    def _wait(self, call: LiveCall, now: float) -> GatewayError | None:
+        """By turns between tenants, by what they have used; or say why it may not wait. When the
+        queue is full, who has most waiting has somebody refused."""
         # Who was sent before has paid for it.
         cost = 0.0 if call.tried else self.work.cost(call.estimate)
-        refused = self._waiting.push(call, call.tenant, cost, priority=call.priority)
+        waiting, rate = self._waiting, self._drain.rate(now)
+        drained = waiting.total / rate if rate > 0.0 else None
+        if rate > 0.0 and now + waiting.ahead(call.tenant, cost) / rate > call.deadline:
+            why = f"model {self.name!r}: the request could not begin before its deadline"
+            return Shed(why, retry_after=drained)
+        self._drain.began(now)
+        refused = waiting.push(call, call.tenant, cost, priority=call.priority)
         if refused is not None:
-            why = f"model {self.name!r}: its queue is full"
-            refused.refuse(Shed(why, retry_after=1.0))
-
-    def _choose(self, call: LiveCall, now: float) -> Attempt | None:
-        able, panic = usable(self._serving, len(self._model.replicas), now)
-        able = [seen for seen in able if seen.takes(call.surface) and self._may(seen, call)]
-        tried = call.tried
-        for wanted in (
-            [s for s in able if s.name not in tried and s.busy_until <= now],
-            [s for s in able if s.name not in tried],
-            [s for s in able if s.name not in tried[-1:]],
-            able,
-        ):
-            free = [seen for seen in wanted if not seen.full]
-            if free:
-                return self._send(call, free, now, panic)
-            if wanted and not tried:
-                return None  # those that are not busy will be free again
+            full = Shed(f"model {self.name!r}: its queue is full", retry_after=drained)
+            if refused is call:
+                return full
+            refused.refuse(full)
         return None
 
-    def _may(self, seen: Seen, call: LiveCall) -> bool:
-        if call.version is not None:
-            return seen.replica.serves(call.version)
-        if not self._tracks.stands(call.track, None):
-            call.track = self._tracks.place(call.key.session, None)
-        return self._tracks.serves(seen.name, call.track)
-
-    def _send(
-        self, call: LiveCall, free: Sequence[Seen], now: float, panic: bool
-    ) -> Attempt | None:
-        held = self.memory.held(call.key.prefix) if call.key.prefix else {}
-        spared = self.work.spared(held)
-        cost = self.work.cost(call.estimate)
-        for seen in free:
-            seen.settle(now)
-        key = call.key._replace(spared=spared) if spared else call.key
-        chosen = self.router.choose(free, key, now, cost=cost)
-        if chosen is None:
-            return None
-        permit = chosen.breaker.allow(now, panic=panic)
-        if permit is None:
-            return None  # its one probe is under way
-        replica = chosen.replica
-        # What is cached of it costs nothing, but some of every prompt is computed.
-        lease = replica.calls.take(max(1.0, cost - spared.get(replica.name, 0.0)), now)
-        self.router.sent(lease, call.key, now)
-        self.memory.sent(call.key.prefix, lease)
-        self.measures.queue.observe(now - call.began)
-        return Attempt(call, replica, lease, permit, now, held.get(replica.name, 0))
-
-    def computed(self, call: LiveCall, attempt: Attempt) -> None:
-        """The prompt is done; only the answer is still to come."""
-        attempt.lease.reprice(self.work.weight * call.estimate.tokens_out)
-
-    def others(self, call: LiveCall, here: NativeReplica, now: float) -> int:
-        """Replicas in use that have not failed it, beside the one that it was on."""
-        tried = call.tried
-        return sum(
-            seen.replica is not here and seen.name not in tried and self._may(seen, call)
-            for seen in self._serving
-        )
-
-    def busy(self, replica: NativeReplica, now: float) -> None:
-        seen = self._seen.get(replica.name)
-        if seen is not None:
-            seen.busy_until = now + BUSY_S
-
     def attempt_ended(self, call: LiveCall, attempt: Attempt, outcome: Outcome) -> None:
-        now, replica = self.loop.time(), attempt.replica
-        attempt.lease.release(now)
-        if attempt.permit.record(now, outcome) is State.CLOSED:
-            replica.recovered(now)
-        seen = self._seen.get(replica.name)
-        if seen is not None and attempt.load:
-            seen.told(attempt.load, self.work, now)
+        now, replica, measures = self.loop.time(), attempt.replica, self.measures
+        self.seats.give_back(call, attempt, outcome, now)
         ok = outcome is Outcome.SUCCESS
-        self.router.ended(attempt.lease, call.key, now, ok=ok)
         if ok:
-            self.work.ended(call.estimate, call.usage, attempt.promised)
-            self.measures.by_replica[replica.name, attempt.version] += 1
+            measures.by_replica[replica.name, attempt.version] += 1
             self.calls.ended(call.surface, call.usage)
             self._settle(call)
             queued, ran = attempt.sent - call.began, now - attempt.sent
-            self.measures.statistics.called(attempt.version, queued, ran, time.time())
-        if self._tracks.channel is not None and outcome is not Outcome.NEUTRAL:
+            measures.statistics.called(attempt.version, queued, ran, time.time())
+        if self.seats.compares and outcome is not Outcome.NEUTRAL:
             version = attempt.version or call.version or replica.status.version
-            self.measures.compared(version, [not ok], _pace(now - attempt.sent, call.usage))
-        replica.settled()
+            measures.compared(version, [not ok], _pace(now - attempt.sent, call.usage))
         if len(self._waiting):
             self._pump_soon()
 
@@ -282,13 +214,17 @@ class CallPool:
             call = place.item
             assert call is not None
             call.seek(now)
-            if call.phase == SEATING:
-                missed.append(place)
-                if call.version is call.track is None:
-                    break  # what this one cannot have, the others cannot
+            if call.phase != SEATING:
+                self._drain.left(now, place.cost)
+                continue
+            missed.append(place)
+            if call.version is call.track is None:
+                break  # what this one cannot have, the others cannot
         for place in missed:
             self._waiting.put_back(place)
         self._pumping = False
+        if not len(self._waiting):
+            self._drain.emptied()
 
     def _on_tick(self) -> None:
         now = self.loop.time()
@@ -307,25 +243,12 @@ class CallPool:
 
     def changed(self) -> None:
         """A replica came, went, or said something new."""
-        now = self.loop.time()
-        seen: dict[str, Seen] = {}
-        for replica in self._model.replicas:
-            known = self._seen.get(replica.name)
-            if known is None or known.replica is not replica:
-                known = Seen(replica)
-            seen[replica.name] = known
-            known.heard(self.work, now)
-        self._seen = seen
-        serving = [each for each in seen.values() if each.replica.ready and each.replica.surfaces]
-        if self._serving and not serving:
-            self._unserved_since = now
+        now, served = self.loop.time(), bool(self.seats.serving)
+        self.seats.update(self._model.replicas, now)
         if all(replica.load.drained for replica in self._model.replicas):
             self._unserved_since = float("-inf")  # an operator's will: nothing comes back soon
-        self._serving = serving
-        # What was said last stays: a model is what it is while its replicas are away.
-        said = {name for each in seen.values() for name in each.replica.surfaces}
-        self.surfaces = frozenset(said) or self.surfaces
-        self._tracks.update([each.replica for each in serving])
+        elif served and not self.seats.serving:
+            self._unserved_since = now
         if self._model.ready:
             self._end_unpinnable()
         if len(self._waiting):
@@ -333,11 +256,8 @@ class CallPool:
 
     def _end_unpinnable(self) -> None:
         for call in [call for call in self._live if call.phase == SEATING]:
-            if call.version is not None and not self._holders(call.version):
+            if call.version is not None and not self.seats.holds(call.version):
                 call.abandon(self._no_version(call.version))
-
-    def _holders(self, version: str) -> bool:
-        return any(seen.replica.serves(version) for seen in self._serving)
 
     def _no_version(self, version: str) -> NotFound:
         have = ", ".join(self._model.versions) or "none"
