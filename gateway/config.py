@@ -241,6 +241,12 @@ class ModelConfig:
         "how a replica is chosen; left out, wlc, and session among http replicas",
         default=None,
     )
+    hedge: float | None = option(
+        Number(above=0.0, most=0.5),
+        "this share of the requests, at most, is sent to a second replica as well when the first "
+        "takes longer than nearly all have; for requests that may be done twice; left out, none",
+        default=None,
+    )
     adaptive_limit: float | None = option(
         Number(above=0.0, most=1000.0),
         "requests may wait so many times as long as they are served; so many are let in at a time "
@@ -309,7 +315,13 @@ class ModelConfig:
         if self.routing == "prefix" and self.kind != "llm":
             yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
         if self.kind == "llm":
-            for key in ("slo_ms", "max_batch_size", "max_batch_elements", "adaptive_limit"):
+            for key in (
+                "slo_ms",
+                "max_batch_size",
+                "max_batch_elements",
+                "adaptive_limit",
+                "hedge",
+            ):
                 if getattr(self, key) is not None:
                     yield key, 'only models of kind "tensor" have it'
         if self.max_batch_size is not None and self.max_batch_size > self.max_queue:

@@ -64,7 +64,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.accepted = self.done = self.failed = self.cancelled = 0
-        self.retried = 0
+        self.retried = self.hedged = 0
         self.statistics = ModelStats()
         self.codes: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -132,6 +132,9 @@ class Measures:
             family("penstock_requests_retried_total", "counter",
                     "Requests put back to the queue because their replica did not answer.",
                     ["model"], [[[model], self.retried]]),
+            family("penstock_hedges_total", "counter",
+                    "Second copies of what took longer than nearly all.",
+                    ["model"], [[[model], self.hedged]]),
             family("penstock_errors_total", "counter", "Failed requests by the error's code.",
                     ["model", "code"], [[[model, c], n] for c, n in self.codes.items()]),
             family("penstock_batches_total", "counter", "Batches by why they were sent.",

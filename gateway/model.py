@@ -90,6 +90,7 @@ class Model:
             loop=loop,
             weight=weight,
         )
+        self._dispatcher.hedge_by(config.hedge)
         self.calls = CallPool(self, config, loop=loop, rng=rng, weight=weight)
 
     # ---------------------------------------------------------------------------------- requests
@@ -233,6 +234,7 @@ class Model:
         if config.canary != self.config.canary:
             self._dispatcher.split_by(config.canary)
         self.calls.reconfigure(config)
+        self._dispatcher.hedge_by(config.hedge)
         if config.adaptive_limit != self.config.adaptive_limit:
             self._crowd = crowd_of(config.adaptive_limit)
         self.config, self._dispatcher.retries = config, config.retries

@@ -89,6 +89,7 @@ async def test_any_course_of_tenants_ends_every_request_once(tmp_path):
             if rng.random() < 0.05:
                 await asyncio.sleep(0)
             if number % 200 == 150:
+                await until(lambda: all(r.ready for r in client.model.replicas))
                 victim = rng.choice(fakes)
                 await victim.stop()
                 await victim.start()
