@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from backends.checkpoint import Manifest
-from backends.llm.attention import Geometry, Kernels, KVCache, PlainKernels, Plan
+from backends.llm.attention import Geometry, Kernels, KVCache, Plan, kernels_for
 from backends.llm.attention.kernels import HeadNorms
 from backends.llm.network_linear import DenseLinear, Int8Linear, Linear, PackedLinear
 from backends.llm.network_weights import (
@@ -92,7 +92,7 @@ class DecoderNetwork:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
-        kernels: Callable[[Geometry], Kernels] = PlainKernels,
+        kernels: Callable[[Geometry], Kernels] | None = None,
         rank: int = 0,
         world: int = 1,
         group: dist.ProcessGroup | None = None,
@@ -107,7 +107,7 @@ class DecoderNetwork:
         self.kv_heads, self.head_dim = self._share.kv_heads, config.head_dim
         self.max_context = config.context
         geometry = Geometry(self._share.heads, self.kv_heads, self.head_dim, config.norm_eps)
-        self._kernels = kernels(geometry)
+        self._kernels = (kernels or kernels_for(self.device))(geometry)
         self._frequencies_F = frequencies(config.rope, config.head_dim).to(self.device)
         self._embedding_VC = self._zeros(config.vocabulary, config.width)
         self._layers = [_Layer(self, self._share) for _ in range(config.layers)]
@@ -159,7 +159,9 @@ class DecoderNetwork:
         if not self._share.splits_head:
             return part_LV
         parts_WLV = part_LV.new_empty(self._share.world, *part_LV.shape)
-        dist.all_gather_into_tensor(parts_WLV, part_LV.contiguous(), group=self._group)
+        dist.all_gather_into_tensor(
+            parts_WLV.flatten(0, 1), part_LV.contiguous(), group=self._group
+        )
         return parts_WLV.transpose(0, 1).flatten(1)
 
     # ----------------------------------------------------------------------------------- loading
