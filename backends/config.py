@@ -138,6 +138,11 @@ class ReplicaConfig:
     token_budget: int = _key(
         _whole(1, 1_000_000), "llm: tokens of one step, prompts and answers together", default=2048
     )
+    tensor_parallel: int = _key(
+        _whole(1, 64),
+        "llm: processes, each with a device of its own, that compute each step together",
+        default=1,
+    )
     isolate: bool = _key(
         _FLAG, "llm: tenants share no cached prompts, so none can time another's", default=False
     )
@@ -194,7 +199,7 @@ _OF_KIND = {
     "tensor": {"class", "config", "code", "slots", "max_intake", "memory", "tier"},
     "llm": {
         "weights", "pages", "kv_bytes", "page_size", "max_running", "max_waiting", "token_budget",
-        "isolate", "finish_s",
+        "isolate", "finish_s", "tensor_parallel",
     },
 }  # fmt: skip
 _FIELDS = {

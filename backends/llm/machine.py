@@ -43,13 +43,26 @@ class VersionedEngine(GenerationEngine, Protocol):
 Build = Callable[["Network", str, Emit, Callable[[BaseException], None]], VersionedEngine]
 
 
+class Ranks(Protocol):
+    """The other processes of a replica that has several; see `backends.llm.parallel.Crew`."""
+
+    @property
+    def lost(self) -> str: ...
+    def close(self, seconds: float = 10.0) -> None: ...
+
+
 class Machine:
     """`deliver` and `crashed` are called on the device thread."""
 
     def __init__(
-        self, build: Build, deliver: Emit, crashed: Callable[[BaseException], None]
+        self,
+        build: Build,
+        deliver: Emit,
+        crashed: Callable[[BaseException], None],
+        ranks: Ranks | None = None,
     ) -> None:
         self._build, self._deliver, self._crashed = build, deliver, crashed
+        self._ranks = ranks
         self._engine: VersionedEngine | None = None
         # What the engine serves, and what is to be released once it serves another.
         self._serving = ""
@@ -72,6 +85,11 @@ class Machine:
 
     def busy_s(self) -> float:
         return self._engine.busy_s() if self._engine is not None else 0.0
+
+    @property
+    def lost(self) -> str:
+        """Why only new processes can serve; empty while these can."""
+        return self._ranks.lost if self._ranks is not None else ""
 
     # --------------------------------------------------------------------------------- versions
 
@@ -122,7 +140,10 @@ class Machine:
         """Whether its thread has ended."""
         with self._lock:
             self._closed = True
-        return self._engine is None or self._engine.close(seconds)
+        ended = self._engine is None or self._engine.close(seconds)
+        if self._ranks is not None:
+            self._ranks.close(seconds)
+        return ended
 
     # ------------------------------------------------------------------------------ our own asking
 

@@ -127,6 +127,7 @@ class LlmReplica:
             reload_to=follower.loading_to if follower else "",
             channel=follower.channel if follower else "",
             refused=follower.refused if follower else (),
+            crowded=follower.crowded if follower else "",
             slots=self._config.max_running,
             pid=os.getpid(),
             load=self._load(),
@@ -279,8 +280,11 @@ class LlmReplica:
             fields = {"error": repr(error)[:500], "where": where(error)}
             self._events("device.crashed", steps=self._crashes, **fields)
             self._crashed_at, self._crashes = now, 0
+        lost = self._machine.lost if self._machine is not None else ""
         if device_is_lost(error):
-            self._post(self._fail, f"the device is lost: {error}")
+            lost = f"the device is lost: {error}"
+        if lost:
+            self._post(self._fail, lost)
             self._post(self.broken.set)
 
     # --------------------------------------------------------------------------- back on the loop

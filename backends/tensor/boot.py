@@ -32,13 +32,13 @@ def build(
 ) -> Parts:
     """Raises ConfigError for a device that is not there."""
     limit_threads(config)
-    device = _device(config)
+    device = choose_device(config)
     runner = Runner(device, on_error)
     loader = Loader(
         code=config.folder(config.code or "."),
         device=device,
         runner=runner,
-        holder=_holder(config.model),
+        holder=holder_of(config.model),
         bytes_per_second=config.load_bytes_per_second,
         memory=config.memory,
         tier=None if config.tier == "auto" else Tier(config.tier),
@@ -53,7 +53,7 @@ def limit_threads(config: ReplicaConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _device(config: ReplicaConfig) -> torch.device:
+def choose_device(config: ReplicaConfig) -> torch.device:
     wanted = config.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +63,7 @@ def _device(config: ReplicaConfig) -> torch.device:
     return device
 
 
-def _holder(model: str) -> str:
+def holder_of(model: str) -> str:
     """The name of the replica's leases: letters, digits and . _ - only."""
     name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in model)
     return f"replica-{name}"[:64].rstrip("-")
