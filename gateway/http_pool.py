@@ -21,10 +21,11 @@ from gateway.policy.bounds import LoadBound
 from gateway.policy.breaker import Ejection, Outcome, Permit, State, usable
 from gateway.policy.concurrency import ConcurrencyLimit, RecentLeast, crowd_of
 from gateway.policy.fairness import FairQueue, Waiting
+from gateway.policy.hedging import Hedging
 from gateway.policy.load import Lease, ReplicaLoad
 from gateway.policy.rendezvous import SessionRouter
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
-from gateway.policy.routing import Router, RoutingKey, make_router
+from gateway.policy.routing import NO_KEY, Router, RoutingKey, make_router
 from gateway.relay.answering import BODY, FIRST, HEAD, SEATING, TUNNEL
 from gateway.relay.transit import TUNNEL_IDLE_S
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Deadlines and silences are looked at so often; they may pass by so much.
 TICK_S = 0.05
+# More for each live transit, so that looking at ten thousand takes a few percent of a core.
+LOOK_S = 20e-6
 # With a ready replica this recently, requests wait for one: a killed server is back within its
 # start-up time. After it, and before the first was ready, the answer is 503.
 FAILOVER_S = 30.0
@@ -73,6 +76,8 @@ class HttpPool:
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
         self._tolerance: float | None = None
+        self._hedged: float | None = None
+        self.hedging: Hedging | None = None
         self.config: ModelConfig
         self.router: Router
         self.reconfigure(config)
@@ -88,6 +93,9 @@ class HttpPool:
         )
         self._strict = strict
         self._policy = RetryPolicy(retries=config.retries)
+        if config.hedge != self._hedged:
+            self._hedged = config.hedge
+            self.hedging = None if config.hedge is None else Hedging(max_extra=config.hedge)
         if config.adaptive_limit != self._tolerance:
             self._tolerance = config.adaptive_limit
             self.crowd = crowd_of(self._tolerance)
@@ -109,6 +117,26 @@ class HttpPool:
         self._live.add(transit)
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._on_tick)
+
+    def spare(self, transit: Transit, now: float) -> HttpReplica | None:
+        """A replica for its second attempt: one that is well, has room, and whom nobody waits for;
+        the budget has been charged."""
+        if len(self._waiting) or self.hedging is None:
+            return None
+        fit = [
+            r.load
+            for r in self._serving
+            if r is not transit.replica
+            and r.name not in transit.tried
+            and r.breaker.closed
+            and r.busy_until <= now
+            and r.load.in_flight < r.limit
+        ]
+        # Not by the session: its own replica is the one that is slow.
+        chosen = self.router.choose(fit, NO_KEY, now) if fit else None
+        if chosen is None or not self.hedging.take(now):
+            return None
+        return self._by_load[chosen]
 
     def squeeze(self, transit: Transit, now: float) -> GatewayError | None:
         """Let it in, or say that it is one too many. Only where there is a limit."""
@@ -276,7 +304,8 @@ class HttpPool:
             # The clock may have brought a breaker's probe, the end of a penalty or of hope.
             self._pump()
         if self._live:
-            self._tick = self.loop.call_later(TICK_S, self._on_tick)
+            after = TICK_S + len(self._live) * LOOK_S
+            self._tick = self.loop.call_later(after, self._on_tick)
         else:
             self._tick = None
 
