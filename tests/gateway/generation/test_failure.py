@@ -196,28 +196,36 @@ async def test_a_deadline_ends_what_has_not_ended(tmp_path):
         reply = await gateway.post(ASK, fields="x-deadline-ms: 60\r\n")
         assert reply.status == 504
         assert orjson.loads(reply.body)["error"]["code"] == "deadline_exceeded"
-        reply = await gateway.post(STREAM, fields="x-deadline-ms: 60\r\n")
+        reply = await gateway.post(STREAM, fields="x-deadline-ms: 400\r\n")
         assert reply.status == 200 and error_of(reply.body)["code"] == "deadline_exceeded"
         reply = await gateway.post(ASK[:-1] + b',"timeout":0.06}')
         assert reply.status == 504
         # The SDK's own limit: of a whole answer, and of the silence in a stream.
         for body, status in ((ASK, 504), (STREAM, 200)):
-            reply = await gateway.post(body, fields="x-stainless-read-timeout: 0.06\r\n")
+            reply = await gateway.post(body, fields="x-stainless-read-timeout: 0.3\r\n")
             assert reply.status == status and b"deadline_exceeded" in reply.body
         await until(lambda: all(call.cancelled.is_set() for call in fake.calls))
         assert len(fake.calls) == 5 == gateway.counters()["failed"]
 
 
-async def test_a_stream_that_goes_on_outlives_the_clients_patience_with_silence(tmp_path):
+async def test_the_sdks_limit_is_of_a_whole_answer_or_of_the_silence_in_a_stream(tmp_path):
+    go = asyncio.Event()
+
     async def script(call):
-        for _ in range(30):
-            call.delta("x")
-            await asyncio.sleep(0.01)
-        call.done()
+        await go.wait()
+        await talk(call)
 
     async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
-        reply = await gateway.post(STREAM, fields="x-stainless-read-timeout: 0.2\r\n")
-        assert reply.body.endswith(b"[DONE]\n\n") and reply.body.count(b"data: ") == 31
+        for body, seconds in ((ASK, 300.0), (STREAM, 600.0)):
+            fields = "x-stainless-read-timeout: 300\r\n"
+            reply = await gateway.post(body, fields=fields, complete=False)
+            await until(lambda: gateway.model.calls.live)
+            (call,) = gateway.model.calls._live
+            assert call.deadline - call.began == pytest.approx(seconds)
+            assert call.silence_s == 300.0
+            go.set()
+            await until(lambda r=reply: r.complete)
+            go.clear()
 
 
 @pytest.mark.parametrize("limit", ["first_ms", "idle_ms"])
@@ -416,15 +424,19 @@ async def test_a_stream_that_begins_late_gets_comments_and_may_still_go_elsewher
 
 
 async def test_a_stream_that_never_begins_ends_in_an_error_event(tmp_path):
+    go = asyncio.Event()
+
     async def script(call):
-        await call.cancelled.wait()
-        call.piece(final=True)
+        await go.wait()
+        call.fault(status=400, code="invalid_request", message="top_k: is -2", param="top_k")
 
     keys = "[models.generation]\nheartbeat_ms = 60"
     async with serving(tmp_path, FakeLLM(tmp_path / "a", script), model=keys) as gateway:
-        reply = await gateway.post(STREAM, fields="x-deadline-ms: 250\r\n")
-        assert reply.status == 200 and b":\n\n" in reply.body
-        assert error_of(reply.body)["code"] == "deadline_exceeded"
+        reply = await gateway.post(STREAM, complete=False)
+        await until(lambda: b":\n\n" in reply.body)
+        go.set()
+        await until(lambda: reply.complete)
+        assert reply.status == 200 and error_of(reply.body)["param"] == "top_k"
 
 
 async def test_a_whole_answer_where_a_stream_was_begun_is_nonsense(tmp_path):
