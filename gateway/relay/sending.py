@@ -131,12 +131,7 @@ class Sending(Answering):
     def _send(self, connection: UpstreamConnection, now: float) -> None:
         replica, asked = self.replica, self.asked
         assert replica is not None
-        left_ms = max(1, int((self.deadline - now) * 1e3))
-        extra = b"x-deadline-ms: %d\r\n" % left_ms
-        if not asked.request_id:
-            extra += self._request_id
-        head = asked.start(replica.host, replica.prefix)
-        head += request_end(self.exchange.peer.encode(), self._length, extra)
+        head, _ = self.request_bytes(replica, now)
         self.connection, self.phase = connection, HEAD
         self.sent = self._since = now
         self._moved = False
@@ -150,6 +145,17 @@ class Sending(Answering):
             self._replayable, self._body = False, b""
             if connection.writable:
                 self.exchange.resume_body()
+
+    def request_bytes(self, replica: HttpReplica, now: float) -> tuple[bytes, bytes]:
+        """The head for this replica, and what is there of the body."""
+        asked = self.asked
+        left_ms = max(1, int((self.deadline - now) * 1e3))
+        extra = b"x-deadline-ms: %d\r\n" % left_ms
+        if not asked.request_id:
+            extra += self._request_id
+        head = asked.start(replica.host, replica.prefix)
+        head += request_end(self.exchange.peer.encode(), self._length, extra)
+        return head, self._body
 
     def _client_body(self, piece: bytes) -> None:
         """More of a request that is passed on as it comes."""

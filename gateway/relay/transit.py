@@ -20,15 +20,14 @@ from gateway.errors import (
     Shed,
 )
 from gateway.lane import Exchange
-from gateway.policy.breaker import Outcome, Permit
-from gateway.policy.load import Lease
+from gateway.policy.breaker import Outcome
 from gateway.policy.retry import Attempts, Failure
 from gateway.relay.answering import ENDED, FIRST, HEAD, SEATING, TUNNEL
 from gateway.relay.connection import Broke, Headers
 from gateway.relay.memo import Known
 from gateway.relay.pool import PoolExhausted
 from gateway.relay.reply import NO_RETRY, refuse
-from gateway.relay.sending import Sending
+from gateway.relay.twofold import Twofold
 
 if TYPE_CHECKING:
     from gateway.relay.asked import Asked
@@ -50,10 +49,10 @@ BUSY = frozenset({429, 503})
 ELSEWHERE = BUSY | {502, 504}
 
 
-class Transit(Sending):
+class Transit(Twofold):
     """`tried` names the replicas that have failed it."""
 
-    __slots__ = ("_attempts", "_retry", "_told", "lease", "permit")
+    __slots__ = ("_attempts", "_retry", "_told")
 
     def __init__(
         self,
@@ -66,8 +65,6 @@ class Transit(Sending):
         complete: bool,
     ) -> None:
         super().__init__(destination, exchange, asked, session, body, complete=complete)
-        self.lease: Lease | None = None
-        self.permit: Permit | None = None
         self._attempts: Attempts | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._told = b""  # fields that a failed attempt adds to the answer
@@ -106,6 +103,8 @@ class Transit(Sending):
         self.lease = found.load.take(1.0, now)
         self.pool.router.sent(self.lease, self.key, now)
         self._dispatch(found, now)
+        if self.pool.hedging is not None and self._hedge is None:
+            self.plan_hedge(self.pool.hedging, now)
 
     def not_connected(self, why: Exception) -> None:
         assert self.replica is not None
@@ -129,6 +128,12 @@ class Transit(Sending):
 
     def upstream_head(self, status: int, reason: bytes, headers: Headers) -> None:
         self._moved = True
+        if status in ELSEWHERE and (arm := self._arm) is not None and arm.connection is not None:
+            self._close_upstream()
+            self._give_back(outcome_of(status))
+            self._adopt(arm)
+            return
+        self._drop_arm()
         if status in ELSEWHERE and self._go_elsewhere(status, headers):
             return
         if status == 101 and not self.asked.upgrade:
@@ -138,6 +143,8 @@ class Transit(Sending):
             self._failed(Failure.ERROR, error, Outcome.FAILURE)
             return
         self.phase, self._status, self._headers = FIRST, status, headers
+        if self.pool.hedging is not None:
+            self.pool.hedging.observe(self.pool.loop.time() - self.sent)
         if self.hold is not None:
             self.pool.heard(self)
 
@@ -166,6 +173,9 @@ class Transit(Sending):
     def upstream_whole(self, known: Known, body: bytes) -> None:
         """Of a good status only, so it is always accepted."""
         self.connection = None
+        if self.pool.hedging is not None:
+            self.pool.hedging.observe(self.pool.loop.time() - self.sent)
+            self._drop_arm()
         if self.hold is not None:
             self.pool.heard(self)
         answer = known.answer
@@ -229,6 +239,10 @@ class Transit(Sending):
         """An attempt ended before any byte of an answer. `dead`: its connection did."""
         now = self.pool.loop.time()
         self._give_back(outcome)
+        if (arm := self._arm) is not None and arm.connection is not None:
+            self._adopt(arm)
+            return
+        self._drop_arm()
         self._status, self._headers = 0, []
         self._pieces.clear()
         repeat = self._replayable and (why is Failure.REFUSED or self._repeatable)
@@ -324,6 +338,8 @@ class Transit(Sending):
         self._body = b""
         if self._retry is not None:
             self._retry.cancel()
+        if self.pool.hedging is not None or self._arm is not None:
+            self._drop_arm()
         self.pool.left(self, how)
 
 
