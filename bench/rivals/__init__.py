@@ -9,11 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from bench.rivals import launch, relays
+from bench.rivals import launch, overlay, relays
 from bench.rivals.debian import DebianRival
+from bench.rivals.overlay import OverlayRival
 from bench.rivals.rival import CACHE, InstallFailed, Rival
 
-__all__ = ["ALL", "CACHE", "RELAYS", "RIVALS", "InstallFailed", "NoSuchRival", "Rival", "chosen"]
+__all__ = [
+    "ALL",
+    "CACHE",
+    "RELAYS",
+    "RIVALS",
+    "TRAINERS",
+    "InstallFailed",
+    "NoSuchRival",
+    "Rival",
+    "chosen",
+]
 
 
 class NoSuchRival(Exception):
@@ -45,7 +56,8 @@ RELAYS = _by_name(
     Rival("sglang-router", "sglang-router", relays.sglang_router, with_torch=False),
     Rival("litellm", "litellm", relays.litellm, slow=True, with_torch=False),
 )
-ALL: Mapping[str, Rival] = {**RIVALS, **RELAYS}
+TRAINERS = _by_name(OverlayRival("hf-trainer", "accelerate", overlay.no_server))
+ALL: Mapping[str, Rival] = {**RIVALS, **RELAYS, **TRAINERS}
 
 
 def chosen(

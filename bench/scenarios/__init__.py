@@ -26,6 +26,7 @@ MODULES = {
     "stream": "bench.scenarios.stream",
     "failover": "bench.scenarios.failover",
     "checkpoint": "bench.scenarios.checkpoint",
+    "train": "bench.scenarios.train",
     "many": "bench.scenarios.many",
 }
 
