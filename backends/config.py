@@ -126,7 +126,9 @@ class ReplicaConfig:
         _whole(2, 2**31 - 1), "llm: pages of its KV cache; or give `kv_bytes`", default=None
     )
     kv_bytes: int | None = _key(
-        _MEMORY, "llm: size of its KV cache; left out, a part of what is free", default=None
+        _MEMORY,
+        "llm: size of its KV cache in each process; left out, a part of what is free",
+        default=None,
     )
     page_size: int = _key(_whole(1, 1024), "llm: tokens of a page", default=16)
     max_running: int = _key(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from backends.llm.engine import Engine
 from backends.llm.loading import LlmLoader
 from backends.llm.machine import Machine
 from backends.llm.replica import LlmReplica
+from backends.models.decoder import Decoder
 from backends.wire import Call, Kind, split_stream
 from tests.backends.fakes import Gateway, eventually
 from tests.backends.llm.asking import events
 from tests.backends.llm.fakes import HashNetwork
-from tests.backends.llm.scripted import text_model, write_model
+from tests.backends.llm.scripted import byte_level, text_model, write_model
+from tests.backends.models.shapes import config
 
 SIZE = text_model().vocabulary.size
 HI = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 12}
@@ -30,7 +33,10 @@ LONG = {**HI, "max_tokens": 400, "ignore_eos": True, "stream": True}
 
 
 class Network(HashNetwork):
-    """What becomes of a checkpoint here; some become what nobody would serve."""
+    """What becomes of a checkpoint here; some become what nobody would serve. `trap` is called at
+    each step."""
+
+    trap: Callable[[], None] | None = None
 
     def __init__(self, salt: int, **options: Any) -> None:
         super().__init__(salt, vocabulary=SIZE, **options)
@@ -38,6 +44,23 @@ class Network(HashNetwork):
     def _logits(self, tokens):
         logits = super()._logits(tokens)
         return logits * torch.nan if self.salt == 13 else logits
+
+    def __call__(self, step, cache):
+        trap = Network.trap
+        if trap is not None:
+            trap()
+        return super().__call__(step, cache)
+
+
+@pytest.fixture
+def trap() -> Iterator[Callable[[Callable[[], None] | None], None]]:
+    """Set what happens at each step from now on."""
+
+    def setter(what: Callable[[], None] | None) -> None:
+        Network.trap = what
+
+    yield setter
+    Network.trap = None
 
 
 def commit_llm(
@@ -58,6 +81,34 @@ def commit_llm(
     return commit(
         staging, parts, ranks=1, model=model, expected=expected, position=step, probe=probe
     )
+
+
+def commit_decoder(run: Run, step: int) -> Decoder:
+    """The same with the weights of a tiny decoder."""
+    described = config("qwen3-tied", vocab_size=SIZE, dtype="float32", max_position_embeddings=128)
+    torch.manual_seed(step)
+    decoder = Decoder(**described).eval()
+    tensors = {k: v for k, v in decoder.state_dict().items() if k != "lm_head.weight"}
+    staging = Staging(run, step, 0, 0)
+    staging.create()
+    parts = [staging.write_shard(0, 1, tensors)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        parts += [
+            staging.write_file(f"model/{path.name}", path.read_bytes())
+            for path in sorted(Path(folder).iterdir())
+        ]
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in decoder.state_dict().items()}
+    commit(
+        staging,
+        parts,
+        ranks=1,
+        model={"class": "backends.models.decoder:Decoder", "config": described},
+        expected=expected,
+        position=step,
+        ties={"lm_head.weight": "model.embed_tokens.weight"},
+    )
+    return decoder
 
 
 def build(config, emit, crashed):
@@ -94,14 +145,17 @@ def run(folder: Path) -> Run:
 @pytest.fixture
 def serve(folder: Path):
     @asynccontextmanager
-    async def serve(text: str = "", **keys: Any) -> Any:
+    async def serve(text: str = "", real: bool = False, **keys: Any) -> Any:
         head = (
             'model = "m"\nkind = "llm"\nrun = "run"\ndevice = "cpu"\npages = 400\npoll_s = 0.01\n'
         )
-        config = parse(head + text, folder / "r.toml", {}, [f"{k}={v}" for k, v in keys.items()])
+        overrides = [f"{key}={value}" for key, value in keys.items()]
+        options = parse(head + text, folder / "r.toml", {}, overrides)
         log: list[tuple[str, dict[str, Any]]] = []
         replica: Any = LlmReplica(
-            config, lambda event, **fields: log.append((event, fields)), build=build
+            options,
+            lambda event, **fields: log.append((event, fields)),
+            build=None if real else build,
         )
         replica.log = log
         replica.address = await replica.server.listen(f"unix:{folder}/r.sock")
@@ -339,3 +393,64 @@ async def test_what_is_owed_at_the_end_is_answered(serve, run):
         error = events(b"".join(data for _, data in gateway.pieces(begun)))[-2]
         assert error["error"]["code"] == "not_ready"
         assert (await gateway.fault(waits)).code == "not_ready"
+
+
+async def test_steps_that_fail_fail_their_calls_and_no_others(serve, run, trap):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve() as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+
+        def boom():
+            raise RuntimeError("no device today")
+
+        trap(boom)
+        fault = await gateway.fault(gateway.call("chat", HI))
+        assert (fault.status, fault.code) == (500, "model_error")
+        assert "no device today" in fault.message
+        trap(None)
+        assert (await gateway.text())[0]
+        crash = next(fields for event, fields in replica.log if event == "device.crashed")
+        assert "no device today" in crash["error"] and "test_replica.py" in crash["where"]
+        assert not replica.broken.is_set()
+        await gateway.close()
+
+
+async def test_a_device_that_hangs_is_told_of_and_comes_back(serve, run, trap):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve("hang_s = 0.1") as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        opened = threading.Event()
+        trap(lambda: opened.wait(30) and None)
+        id = gateway.call("chat", HI)
+        status = await gateway.state("failed")
+        assert "a step on the device has run for" in status.reason
+        fault = await gateway.fault(gateway.call("chat", HI))
+        assert fault.code == "not_ready" and fault.retryable
+        opened.set()
+        await gateway.state("ready")
+        assert (await gateway.reply(id))[0]
+        await gateway.close()
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+async def test_a_decoder_from_its_checkpoint_says_what_it_says_by_itself(serve, run, weights):
+    decoder = commit_decoder(run, 1)
+    publish(run, "stable", 1)
+    library = byte_level()
+    prompt = library.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n").ids
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(12):
+            tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
+    async with serve(real=True, weights=weights, threads=1) as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        text, _ = await gateway.text()
+        expected = text_model().tokenizer.decode(tokens[len(prompt) :])
+        assert text == expected.split("<|im_end|>")[0] or weights == "int8"
+        assert text
+        await gateway.close()
