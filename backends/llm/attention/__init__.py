@@ -3,7 +3,8 @@
 `Kernels` is the seam. `PlainKernels` is torch alone, runs anywhere and is the oracle of the others.
 """
 
+from backends.llm.attention.choice import kernels_for
 from backends.llm.attention.kernels import Geometry, Kernels, KVCache, Plan
 from backends.llm.attention.plain import PlainKernels
 
-__all__ = ["Geometry", "KVCache", "Kernels", "PlainKernels", "Plan"]
+__all__ = ["Geometry", "KVCache", "Kernels", "PlainKernels", "Plan", "kernels_for"]
