@@ -21,7 +21,7 @@ from gateway.errors import (
     TooLarge,
 )
 from gateway.generation.attempt import Attempt, error_of, outcome_of, usage_of
-from gateway.generation.reply import Reply
+from gateway.generation.reply import Reply, Times
 from gateway.policy.breaker import Outcome
 from gateway.policy.retry import Attempts, Failure
 from gateway.policy.routing import RoutingKey
@@ -158,7 +158,9 @@ class LiveCall:
             kind = str(info["type"])
             attempt.streams = kind.startswith(STREAMS)
             try:
-                self.reply.begin(kind, attempt.version, attempt.replica.name)
+                queued, first = attempt.sent - self.began, now - attempt.sent
+                times = Times(queued * 1e3, first * 1e3)
+                self.reply.begin(kind, attempt.version, attempt.replica.name, times)
             except GatewayError as error:
                 self._stop(error, Outcome.FAILURE)
                 return

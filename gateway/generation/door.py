@@ -100,6 +100,7 @@ class Door:
             most=generation.unsent,
             heartbeat_s=generation.heartbeat_ms / 1e3,
             stream=wants.stream or surface == "generate_stream",
+            timing=head.terms.timing,
         )
         limit_s = min(
             self.pool.config.call_timeout_ms / 1e3,

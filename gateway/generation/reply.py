@@ -7,7 +7,7 @@ leaves untaken is bounded, by itself and with all others of the worker.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.errors import GatewayError, ReplicaNonsense, SlowClient
 from gateway.lane import Exchange, field
@@ -22,13 +22,23 @@ MAX_WHOLE = 256 * 2**20
 MAX_BEHIND = 256 * 2**20
 
 
+class Times(NamedTuple):
+    """Milliseconds: until the call was sent to who answers it, and from there to its answer's
+    beginning."""
+
+    queue: float
+    first: float
+
+
 class Reply(Protocol):
     """Where an answer goes: `begin`, then `write` per piece, then `end`; or `fail` at any time
     before. `begun`: something of it has gone out."""
 
     @property
     def begun(self) -> bool: ...
-    def begin(self, content_type: str, version: str, replica: str) -> None: ...
+    def begin(self, content_type: str, version: str, replica: str, times: Times) -> None:
+        """Raises GatewayError where the client cannot be answered so."""
+
     def write(self, data: memoryview, *, last: bool) -> None:
         """Raises GatewayError where the answer cannot go on."""
 
@@ -53,7 +63,7 @@ class Backlog:
 class HttpReply:
     """`fields`: header lines for every answer. `most`: bytes that the client may leave untaken.
     `stream`: whether the client has asked for one; then it hears comments also while its answer has
-    not begun, and what went out of it is none yet."""
+    not begun, and what went out of it is none yet. `timing`: whether it is told the times."""
 
     __slots__ = (
         "_answer",
@@ -70,6 +80,7 @@ class HttpReply:
         "_size",
         "_slow",
         "_stream",
+        "_timing",
         "_type",
         "begun",
         "exchange",
@@ -85,12 +96,14 @@ class HttpReply:
         most: int,
         heartbeat_s: float,
         stream: bool = False,
+        timing: bool = False,
     ) -> None:
         self.exchange, self._fields, self._openai = exchange, fields, openai
         self._answer = b""  # header lines that say who answers
         self._backlog, self._most, self._heartbeat_s = backlog, most, heartbeat_s
         self.begun = False
-        self._stream, self._opened = stream, False  # the head has gone out
+        self._stream, self._timing = stream, timing
+        self._opened = False  # the head has gone out
         self._type = b""
         self._gate: EventGate | None = None
         self._pieces: list[bytes] = []  # of an answer that is no stream
@@ -99,10 +112,12 @@ class HttpReply:
         self._behind = 0  # bytes written since
         self._beat = 0.0
 
-    def begin(self, content_type: str, version: str, replica: str) -> None:
+    def begin(self, content_type: str, version: str, replica: str, times: Times) -> None:
         """Also again, where the one that began could not go on before anything went out."""
         self._type = content_type.encode()
         self._answer = field(b"x-model-version", version) + field(b"x-served-by", replica)
+        if self._timing:
+            self._answer += b"server-timing: queue;dur=%.3f, first;dur=%.3f\r\n" % times
         self._gate = EventGate() if self._type.startswith(EVENTS) else None
         if self._opened and self._gate is None:
             raise ReplicaNonsense(f"replica {replica} answers as {content_type}, not in a stream")

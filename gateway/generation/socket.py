@@ -15,7 +15,7 @@ from gateway.errors import BadRequest, GatewayError, SlowClient
 from gateway.generation.call import LiveCall
 from gateway.generation.door import Door
 from gateway.generation.generate import Doors, flat
-from gateway.generation.reply import Backlog
+from gateway.generation.reply import Backlog, Times
 from gateway.generation.terms import read_wants
 from gateway.ws.messages import take_text
 from gateway.ws.stream import Opener, Stream
@@ -85,14 +85,19 @@ class StreamReply:
 
     def __init__(self, stream: Stream, model: str, backlog: Backlog, most: int) -> None:
         self._stream, self._backlog, self._most = stream, backlog, most
-        self._lead = {"model_name": model}
+        self._lead: dict[str, Any] = {"model_name": model}
         self.begun = False
         self._rest = b""  # the last object, of which it is not known whether more follow
         self._slow = False  # the client has not taken what was written
         self._behind = 0  # bytes written since
 
-    def begin(self, content_type: str, version: str, replica: str) -> None:
+    def begin(self, content_type: str, version: str, replica: str, times: Times) -> None:
         self._lead |= {"model_version": version, "served_by": replica}
+        if self._stream.timing:
+            self._lead["timing"] = {
+                "queue_ms": round(times.queue, 3),
+                "first_ms": round(times.first, 3),
+            }
         self._rest = b""
 
     def write(self, data: memoryview, *, last: bool) -> None:

@@ -40,6 +40,11 @@ class Stream:
         return self.arrived + self.asked.deadline_s
 
     @property
+    def timing(self) -> bool:
+        """Whether results say how long they took."""
+        return self._socket is not None and self._socket.timing
+
+    @property
     def tenant(self) -> Tenant | None:
         """Whose request it is; None where no key was asked for."""
         return self._socket.tenant if self._socket is not None else None

@@ -309,3 +309,51 @@ def test_routes_lead_to_models_of_http_replicas():
 def test_what_cannot_be_relayed_is_refused(text, expected):
     found = problems(text)
     assert any(expected in line for line in found), found
+
+
+LLM = """
+[[models]]
+name = "chat"
+kind = "llm"
+[[models.replicas]]
+name = "c"
+address = "tcp:127.0.0.1:7001"
+"""
+
+
+def test_a_language_model_has_its_own_defaults_and_keys():
+    more = 'routing = "prefix"\n[models.generation]\nnames = ["org/M"]\nunsent = "2 MiB"\n'
+    plain, undeclared, full = read(
+        LLM
+        + LLM.replace('"chat"', '"any"').replace('"c"', '"d"').replace('kind = "llm"\n', "")
+        + LLM.replace('"chat"', '"full"')
+        .replace('"c"', '"e"')
+        .replace('kind = "llm"\n', 'kind = "llm"\ntimeout_ms = 5000\n' + more)
+    ).models
+    assert (plain.routing, plain.timeout_ms, plain.call_timeout_ms) == ("wlc", 600_000, 600_000)
+    # Its replicas may turn out to be of either kind.
+    assert (undeclared.timeout_ms, undeclared.call_timeout_ms) == (30_000, 600_000)
+    assert (full.routing, full.call_timeout_ms, full.generation.unsent) == ("prefix", 5000, 2**21)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (LLM + "slo_ms = 5", "slo_ms"),
+        (LLM.replace('"llm"', '"speech"'), "kind"),
+        (LLM.replace('"llm"', '"tensor"') + 'routing = "prefix"', "routing"),
+        (HTTP + 'kind = "llm"', "kind"),
+        (HTTP + "[models.generation]\nidle_ms = 5", "generation"),
+        (LLM + '[models.generation]\nsessions = ["header:authorization"]', "sessions"),
+        (LLM + "[models.generation]\nidle = 5", "idle"),
+    ],
+)
+def test_keys_of_language_models_are_theirs_alone(text, key):
+    lines = text.splitlines()
+    # Keys of the model itself stand before its tables.
+    last = lines.pop()
+    place = len(lines) if last.startswith("[") or "[models.generation]" in lines else 3
+    lines.insert(place, last)
+    with pytest.raises(ConfigError) as wrong:
+        read("\n".join(lines))
+    assert any(key in problem.key for problem in wrong.value.problems), wrong.value

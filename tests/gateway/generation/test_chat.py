@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from dataclasses import replace
 
 import orjson
@@ -26,7 +27,7 @@ def words(body: bytes) -> list[str]:
 async def test_a_whole_answer_is_one_body_with_its_length(tmp_path):
     fake = FakeLLM(tmp_path / "a")
     async with serving(tmp_path, fake) as gateway:
-        reply = await gateway.post(ASK, fields="x-request-id: r-1\r\n")
+        reply = await gateway.post(ASK, fields="x-request-id: r-1\r\nx-timing: 1\r\n")
         assert reply.status == 200
         assert orjson.loads(reply.body)["choices"][0]["message"]["content"] == "".join(WORDS)
         assert reply.header("content-type") == "application/json"
@@ -34,6 +35,7 @@ async def test_a_whole_answer_is_one_body_with_its_length(tmp_path):
         assert reply.header("x-request-id") == "r-1"
         assert reply.header("x-model-version") == "1-a"
         assert reply.header("x-served-by") == "r0"
+        assert re.fullmatch(r"queue;dur=[\d.]+, first;dur=[\d.]+", reply.header("server-timing"))
         assert fake.calls[0].body == ASK
         meta = fake.calls[0].meta
         assert (meta.surface, meta.request_id, meta.priority, meta.version) == (

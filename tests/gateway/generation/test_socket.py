@@ -100,12 +100,13 @@ async def test_the_handshakes_version_holds_unless_a_message_names_one(tmp_path)
     fake.versions = ("1-a", "2-b")
     async with (
         serving(tmp_path, fake) as gateway,
-        connect(gateway, additional_headers={"x-model-version": "2-b"}) as socket,
+        connect(gateway, additional_headers={"x-model-version": "2-b", "x-timing": "1"}) as socket,
     ):
         for said, expected in (({}, "2-b"), ({"model_version": "1"}, "1-a")):
             await say(socket, id="x", **said)
             *_, result = [await hear(socket) for _ in range(4)]
             assert result["model_version"] == expected
+            assert result["timing"].keys() == {"queue_ms", "first_ms"}
 
 
 async def test_what_is_wrong_is_said_under_the_messages_id(tmp_path):
