@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.llm import chance
-from backends.llm.draw import draw, truncate, weights
+from backends.llm.draw import Cuts, draw, draw_cut, probabilities
 from backends.llm.sequence import Rows, Sequence, Table
 from backends.llm.staging import put
 from backends.llm.tally import Tally
 
 BAD = -1
+_COLD = 1e-5
 
 
 class Likely(NamedTuple):
@@ -61,6 +62,7 @@ class Sampler:
         self._top_k = np.zeros(rows, np.int64)
         self._top_p = np.ones(rows, np.float64)
         self._min_p = np.zeros(rows, np.float32)
+        self._cut = np.zeros(rows, np.bool_)  # by rank or mass, for which tokens are ordered
         self._penalties = np.zeros((rows, 3), np.float32)  # repetition, presence, frequency
         self._penal = np.zeros(rows, np.bool_)
         self._seeds = np.zeros(rows, np.uint64)
@@ -78,9 +80,12 @@ class Sampler:
     def place(self, sequence: Sequence) -> None:
         """Its row in the table is its own from now on."""
         row, sampling = sequence.row, sequence.generation.sampling
-        self._temperature[row] = sampling.temperature
+        # So cold a distribution has one token; dividing by less could overflow.
+        cold = sampling.temperature < _COLD
+        self._temperature[row] = 0.0 if cold else sampling.temperature
         self._top_k[row], self._top_p[row] = sampling.top_k, sampling.top_p
         self._min_p[row] = sampling.min_p
+        self._cut[row] = sampling.top_k > 0 or sampling.top_p < 1
         penalties = (
             sampling.repetition_penalty,
             sampling.presence_penalty,
@@ -98,7 +103,7 @@ class Sampler:
             ids, values = zip(*sampling.logit_bias, strict=True)
             self._bias[row] = np.array(ids, np.int64), np.array(values, np.float32)
         self._plain[row] = not (
-            sampling.temperature > 0
+            not cold
             or self._penal[row]
             or self._biased[row]
             or self._min_tokens[row]
@@ -136,32 +141,38 @@ class Sampler:
 
     def _pick(self, logits_BV: Tensor, rows: Rows, positions: Rows) -> Tensor:
         best_B, tokens_B = logits_BV.max(-1)
-        random = np.flatnonzero(self._temperature[rows] > 0)
-        if not len(random):
-            return _checked(best_B, tokens_B)
-        own = rows[random]
-        chances = chance.uniform(
-            self._seeds[own], self._choices[own], positions[random].astype(np.uint64)
-        )
+        random, cut = self._temperature[rows] > 0, self._cut[rows]
+        for places in (np.flatnonzero(random & cut), np.flatnonzero(random & ~cut)):
+            if len(places):
+                self._draw(logits_BV, rows[places], places, positions[places], tokens_B)
+        return _checked(best_B, tokens_B)
+
+    def _draw(
+        self, logits_BV: Tensor, own: Rows, places: Rows, positions: Rows, tokens_B: Tensor
+    ) -> None:
+        """For rows `own` at `places` of the batch; all are cut by rank or mass, or none."""
+        chances = chance.uniform(self._seeds[own], self._choices[own], positions.astype(np.uint64))
         at_M, temperature_M, chance_M, top_k_M, top_p_M, min_p_M = put(
             self._device,
-            random,
+            places,
             self._temperature[own],
             chances,
             self._top_k[own],
             self._top_p[own],
             self._min_p[own],
         )
-        logits_MV = logits_BV if len(random) == len(rows) else logits_BV[at_M]
-        weights_MV = weights(logits_MV, temperature_M)
-        most, narrow = int(self._top_k[own].max()), bool((self._top_p[own] < 1).any())
-        if most or narrow:
-            truncate(weights_MV, top_k_M, top_p_M, min_p_M, most)
-        elif self._min_p[own].any():
-            weights_MV.masked_fill_(weights_MV < min_p_M[:, None], 0.0)
+        logits_MV = logits_BV if len(own) == len(logits_BV) else logits_BV[at_M]
+        chances_MV = probabilities(logits_MV, temperature_M)
+        if self._cut[own[0]]:
+            cuts = Cuts(top_k_M, top_p_M, min_p_M, int(self._top_k[own].max()))
+            drawn_M = draw_cut(chances_MV, cuts, chance_M)
+        else:
+            if self._min_p[own].any():
+                least_M = min_p_M * chances_MV.amax(-1)
+                chances_MV.masked_fill_(chances_MV < least_M[:, None], 0.0)
+            drawn_M = draw(chances_MV, chance_M)
         # Where there was a NaN it may be anything; `_checked` sees to that.
-        tokens_B[at_M] = draw(weights_MV, chance_M).clamp_(max=self._vocabulary - 1)
-        return _checked(best_B, tokens_B)
+        tokens_B[at_M] = drawn_M.clamp_(max=self._vocabulary - 1)
 
     # ---------------------------------------------------------------------- what changes the logits
 

@@ -56,6 +56,12 @@ def test_greedy_rows_take_the_best() -> None:
     assert Batch([{}] * 4).choose(raw) == raw.argmax(-1).tolist()
 
 
+def test_a_temperature_near_0_is_greedy() -> None:
+    raw = logits(2)
+    wishes = [{"temperature": 1e-30, "seed": 1}, {"temperature": 2e-5, "top_p": 0.9, "seed": 1}]
+    assert Batch(wishes).choose(raw) == raw.argmax(-1).tolist()
+
+
 WISHES = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 0.7, 1.5]),
