@@ -76,9 +76,8 @@ def test_cuts_keep_what_they_say(
 @settings(max_examples=30, deadline=None)
 def test_a_wide_nucleus_ends_where_sorting_would_end_it(seed: int, need: float) -> None:
     random = torch.Generator().manual_seed(seed)
-    chances_MV = (torch.randn(3, 300, generator=random) * torch.tensor([[0.01], [1], [9]])).softmax(
-        -1
-    )
+    spread_M1 = torch.tensor([[0.01], [1.0], [9.0]])
+    chances_MV = (torch.randn(3, 300, generator=random) * spread_M1).softmax(-1)
     least_M = _nucleus(chances_MV, torch.full((3,), need, dtype=torch.float64))
     for row, least in zip(chances_MV, least_M.tolist(), strict=True):
         expected = kept(row.double().tolist(), 0, need, 0.0)
@@ -106,9 +105,8 @@ def test_what_is_drawn_from_a_cut_follows_the_probabilities_that_are_left(top_p:
     drawn = draw_cut(chances_V.expand(count, -1).contiguous(), cuts, uniform)
     share = chances_V / chances_V[list(expected)].sum()
     shares = torch.bincount(drawn, minlength=200) / count
-    assert shares.tolist() == pytest.approx(
-        [share[t] if t in expected else 0 for t in range(200)], abs=1e-3
-    )
+    wanted = [float(share[token]) if token in expected else 0.0 for token in range(200)]
+    assert shares.tolist() == pytest.approx(wanted, abs=1e-3)
 
 
 @given(seed=ROWS, vocabulary=st.sampled_from([1, 7, 128, 129, 1000]))
