@@ -16,6 +16,7 @@ from trainer.data.batches import (
     open_data,
     pieces,
 )
+from trainer.data.interactions import Interactions
 from trainer.data.text import Chat, Text
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Chat",
     "Datasets",
     "HeldOutBatches",
+    "Interactions",
     "Piece",
     "Source",
     "Split",
