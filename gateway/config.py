@@ -313,6 +313,14 @@ class ModelConfig:
         elif self.relay != RelayConfig():
             yield "relay", "only models with http replicas are relayed"
         if self.routing == "prefix" and self.kind != "llm":
+    @property
+    def v1_names(self) -> tuple[str, ...]:
+        """What clients of /v1 ask for, as far as the configuration says that it is there."""
+        if self.http:
+            return (self.relay.names or (self.name,)) if self.relay.api == "openai" else ()
+        own = (self.name,) if self.kind == "llm" else ()
+        return self.generation.names or own
+
             yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
         if self.kind == "llm":
             for key in (
@@ -480,6 +488,7 @@ def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) 
     """Read and parse the file, and see that the files it names are there. Raises ConfigError."""
     return parse(read(path), path, environ, overrides, check_files=True)
 
+        _refuse_equal_v1_names(source, models)
 
 def read(path: Path) -> str:
     """The text of a configuration file. Raises ConfigError when there is none."""
@@ -514,3 +523,15 @@ def _refuse_equal_names(source: Source, file: FileTable, models: Sequence[ModelC
                     wrong = f'a replica of "{taken[replica.name]}" is named "{replica.name}" too'
                     source.report(("models", index, "replicas", position, "name"), wrong)
                 taken[replica.name] = model.name
+def _refuse_equal_v1_names(source: Source, models: Sequence[ModelConfig]) -> None:
+    """The body's `model` decides who answers: it must be one."""
+    taken: dict[str, str] = {}
+    for index, model in enumerate(models):
+        for name in model.v1_names:
+            if name in taken:
+                wrong = f'"{taken[name]}" is "{name}" on /v1 too'
+                table = "relay" if model.http else "generation"
+                source.report(("models", index, table, "names"), wrong)
+            taken.setdefault(name, model.name)
+
+

@@ -63,8 +63,9 @@ class Seen:
 
     @property
     def full(self) -> bool:
-        slots = self.load.slots
-        return self.load.in_flight >= (slots if slots > 1 else UNTOLD)
+        # Of other kinds `slots` are batches, and calls are a part of those.
+        runs = self.load.slots if self.replica.status.kind == "llm" else 1
+        return self.load.in_flight >= (runs if runs > 1 else UNTOLD)
 
     @property
     def breaker(self) -> Breaker:

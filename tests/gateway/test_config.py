@@ -357,3 +357,13 @@ def test_keys_of_language_models_are_theirs_alone(text, key):
     with pytest.raises(ConfigError) as wrong:
         read("\n".join(lines))
     assert any(key in problem.key for problem in wrong.value.problems), wrong.value
+
+
+def test_a_name_on_v1_is_one_models():
+    other = LLM.replace('"chat"', '"two"').replace('"c"', '"d"')
+    read(LLM + other)
+    named = '[models.generation]\nnames = ["chat"]\n'
+    with pytest.raises(ConfigError, match='"chat" is "chat" on /v1 too'):
+        read(LLM + other + named)
+    with pytest.raises(ConfigError, match="on /v1 too"):
+        read(HTTP + LLM + '[models.generation]\nnames = ["meta-llama/Llama-3.1-8B"]\n')
