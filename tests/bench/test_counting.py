@@ -1,0 +1,40 @@
+"""The hot path's price in instructions does not creep up unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import counting
+from bench.serving import ROOT
+
+
+def test_a_request_executes_no_more_bytecode_than_is_recorded():
+    before = counting.recorded()
+    if before is None:
+        pytest.skip(f"nothing is recorded for Python {counting.version()}")
+    found = counting.bytecode()
+    assert counting.grown(found, before) == [], (
+        "if the change is worth it: python -m bench.counting --write"
+    )
+
+
+def test_what_grows_beyond_the_tolerance_is_named():
+    before = {"lane": 300.0, "all": 2000.0}
+    assert counting.grown({"lane": 370.0, "all": 2199.0}, before) == []
+    assert counting.grown({"lane": 376.0, "all": 2201.0}, before) == [
+        "lane: 376 instructions a request, 300 are recorded",
+        "all: 2201 instructions a request, 2000 are recorded",
+    ]
+
+
+def test_a_file_belongs_to_one_part():
+    parts = {
+        "gateway/lane/connection.py": "lane",
+        "gateway/oip/parse.py": "protocol",
+        "gateway/policy/batching.py": "policy",
+        "gateway/model.py": "model",
+        "backends/wire/codec.py": "wire",
+        "bench/mirror.py": None,
+    }
+    assert {path: counting.part_of(f"{ROOT}/{path}") for path in parts} == parts
+    assert counting.part_of("/usr/lib/python3.11/asyncio/events.py") is None
