@@ -363,10 +363,14 @@ void attend(const bf16* const* query, const int64_t* limit, const bf16* keys, co
         __m512 score[R][SPAN / 16];
         for (int g = 0; g < groups; ++g) {
             const int64_t at = base + g * 16;
-            const bf16* k = keys + int64_t(table[at / Z]) * page_stride + (at % Z) * 2;
+            const int64_t page = int64_t(table[at / Z]) * page_stride;
+            const bf16* k = keys + page + (at % Z) * 2;
+            const char* v = (const char*)(values + page + (at % Z) * D);  // needed next, all of it
             __m512 even[R], odd[R];
             for (int r = 0; r < R; ++r) even[r] = odd[r] = _mm512_setzero_ps();
             for (int64_t d = 0; d < D; d += 4) {
+                _mm_prefetch(v + d * 32, _MM_HINT_T0);
+                _mm_prefetch(v + d * 32 + 64, _MM_HINT_T0);
                 const __m512i k0 = _mm512_loadu_si512(k + d * Z), k1 = _mm512_loadu_si512(k + (d + 2) * Z);
                 for (int r = 0; r < R; ++r) {
                     even[r] = dot2(even[r], pair(query[r] + d), k0);
@@ -413,7 +417,12 @@ void attend(const bf16* const* query, const int64_t* limit, const bf16* keys, co
             for (int64_t at = base; at < stop;) {
                 const bf16* v = values + int64_t(table[at / Z]) * page_stride + (at % Z) * D + 2 * d;
                 const int64_t next = std::min<int64_t>(stop, (at / Z + 1) * Z);
-                for (; at < next; at += 2, v += 2 * D) {
+                // The same tokens' keys in the next span: a part with each block of 32 dimensions.
+                const int64_t later = std::min(at + SPAN, end - 1);
+                const char* k = (const char*)(keys + int64_t(table[later / Z]) * page_stride) + d * Z * 2;
+                for (; at < next; at += 2, v += 2 * D, k += 128) {
+                    _mm_prefetch(k, _MM_HINT_T0);
+                    _mm_prefetch(k + 64, _MM_HINT_T0);
                     const __m512i v0 = _mm512_loadu_si512(v), v1 = _mm512_loadu_si512(v + 32);
                     for (int r = 0; r < R; ++r) {
                         const __m512i p = pair(weight[r] + (at - base));
