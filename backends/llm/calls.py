@@ -211,10 +211,9 @@ class Calls:
             live.keys[key] -= 1
         if not live.keys[key]:
             self._close(live, key)
-        elif reply.over(prompt):
+        elif output.finish is None and reply.ended(prompt, output.choice):
             # Stop strings are not the engine's: it would go on.
-            self._close(live, key)
-            self._engine().cancel(key)
+            self._engine().cancel(key, output.choice)
 
     def _close(self, live: Live, key: int) -> None:
         del live.keys[key], self._generations[key]

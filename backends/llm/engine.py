@@ -112,9 +112,9 @@ class Engine:
         self._ledger.open(leader, self._scheduler.waiting.count)
         self._mail.put(lambda: self._enter(leader))
 
-    def cancel(self, key: Hashable) -> None:
-        """What has ended meanwhile stays as it is."""
-        self._mail.put(lambda: self._end_all(key, "cancelled"))
+    def cancel(self, key: Hashable, choice: int | None = None) -> None:
+        """All its choices, or one that has begun. What has ended meanwhile stays as it is."""
+        self._mail.put(lambda: self._end_all(key, "cancelled", choice=choice))
 
     def load(self) -> EngineLoad:
         return self._load
@@ -335,9 +335,12 @@ class Engine:
             self._outputs.append(outcome.last(sequence, finish, error))
         self._ledger.settle(leader)
 
-    def _end_all(self, key: Hashable, finish: str, error: str = "") -> None:
+    def _end_all(
+        self, key: Hashable, finish: str, error: str = "", choice: int | None = None
+    ) -> None:
         for sequence in self._ledger.live(key):
-            self._end(sequence, finish, error)
+            if choice is None or choice == sequence.choice:
+                self._end(sequence, finish, error)
 
     def _end(self, sequence: Sequence, finish: str, error: str = "") -> None:
         self._outputs.append(outcome.last(sequence, finish, error))

@@ -135,7 +135,9 @@ class GenerationEngine(Protocol):
     device thread."""
 
     def submit(self, generation: Generation) -> None: ...
-    def cancel(self, key: Hashable) -> None: ...
+    def cancel(self, key: Hashable, choice: int | None = None) -> None:
+        """All its choices, or one that has had tokens already."""
+
     def load(self) -> EngineLoad: ...
     @property
     def max_context(self) -> int:

@@ -56,10 +56,9 @@ class Reply:
         made = sum(choice.tokens for choice in self._choices)
         return Usage(sum(map(len, self._prompts)), made, sum(self._cached))
 
-    def over(self, prompt: int) -> bool:
-        """Nothing more is needed of that prompt's choices."""
-        first = prompt * self._n
-        return all(choice.finished for choice in self._choices[first : first + self._n])
+    def ended(self, prompt: int, choice: int) -> bool:
+        """Nothing more is needed of that choice of the prompt."""
+        return self._choices[prompt * self._n + choice].finished
 
     def feed(self, prompt: int, output: Output) -> None:
         """An output of the generation of that prompt."""

@@ -134,6 +134,8 @@ class ScriptedEngine:
         self._generations: dict[Hashable, Generation] = {}
         self._made: dict[tuple[Hashable, int], int] = {}
         self._masks: dict[tuple[Hashable, int], Any] = {}
+        # What is told of choices that were cancelled.
+        self._late: list[Output] = []
         self._lock = threading.Lock()
 
     @property
@@ -150,10 +152,14 @@ class ScriptedEngine:
             self._generations[generation.key] = generation
             self._left[generation.key] = [*says[: generation.n]]
 
-    def cancel(self, key: Hashable) -> None:
+    def cancel(self, key: Hashable, choice: int | None = None) -> None:
         with self._lock:
-            self.cancelled.append(key)
-            self._left.pop(key, None)
+            self.cancelled.append(key if choice is None else (key, choice))
+            if choice is None:
+                self._left.pop(key, None)
+            elif key in self._left and self._left[key][choice] is not None:
+                self._left[key][choice] = None
+                self._late.append(Output(key, choice, [], "cancelled"))
 
     def load(self) -> EngineLoad:
         return EngineLoad(
@@ -176,8 +182,8 @@ class ScriptedEngine:
 
     def step(self, tokens: int = 1) -> None:
         """So many tokens of each choice, in one list of outputs."""
-        outputs: list[Output] = []
         with self._lock:
+            outputs, self._late = self._late, []
             for key in list(self._left):
                 for choice in range(len(self._left[key])):
                     outputs += self._advance(key, choice, tokens)

@@ -311,3 +311,16 @@ def test_every_call_gets_exactly_one_terminal_answer(deeds, seed):
         assert sum(settled(desk)) == len(asked)
 
     asyncio.run(scenario())
+
+
+async def test_a_choice_that_met_its_stop_string_frees_its_pages_alone():
+    desk = Desk(lambda generation: ["ab STOP and more", "no end of it"])
+    id = desk.ask("chat", {**HI, "n": 2, "stop": "STOP"})
+    (generation,) = desk.engine.submitted
+    while not desk.engine.cancelled:
+        desk.engine.step()
+    assert desk.engine.cancelled == [(generation.key, 0)] and desk.engine.busy
+    desk.engine.finish()
+    first, second = orjson.loads(desk.reply(id)[0])["choices"]
+    assert (first["message"]["content"], second["message"]["content"]) == ("ab ", "no end of it")
+    assert settled(desk) == (1, 0, 0)

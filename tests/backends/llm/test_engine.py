@@ -190,6 +190,24 @@ def test_cancel_gives_the_pages_back_within_a_step(ahead: int) -> None:
     assert engine.close()
 
 
+@AHEAD
+def test_one_choice_can_be_cancelled_alone(ahead: int) -> None:
+    network, listener = Gated(), Listener()
+    engine = Engine(network, listener, pages=32, page_size=4, ahead=ahead)
+    engine.start()
+    engine.submit(generation("a", [1] * 9, 20, n=2, seed=3, temperature=1.0))
+    network.let(3)
+    listener.wait_tokens("a", 1)
+    engine.cancel("a", 1)
+    network.let(40)
+    listener.wait(2)
+    assert listener.finish["a", 0].finish == "length" and len(listener.tokens["a", 0]) == 20
+    assert listener.finish["a", 1].finish == "cancelled" and len(listener.tokens["a", 1]) < 20
+    at_rest(engine)
+    assert engine.load().pages_free + engine.load().pages_cached == 32
+    assert engine.close()
+
+
 def test_cancel_before_it_began() -> None:
     network, listener = Gated(), Listener()
     engine = Engine(network, listener, pages=32, page_size=4, max_running=1)

@@ -117,7 +117,8 @@ async def test_stop_strings_end_the_engine_s_work():
     reply = desk.json("chat", {**HI, "stop": "END"})
     (choice,) = reply["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello ", "stop")
-    assert desk.engine.cancelled == [desk.engine.submitted[0].key] and not desk.engine.busy
+    key = desk.engine.submitted[0].key
+    assert desk.engine.cancelled == [(key, 0), key] and not desk.engine.busy
 
 
 async def test_length_is_said():
