@@ -282,6 +282,14 @@ class ModelConfig:
         return any(replica is not None and replica.kind == "http" for replica in self.replicas)
 
     @property
+    def v1_names(self) -> tuple[str, ...]:
+        """What clients of /v1 ask for, as far as the configuration says that it is there."""
+        if self.http:
+            return (self.relay.names or (self.name,)) if self.relay.api == "openai" else ()
+        own = (self.name,) if self.kind == "llm" else ()
+        return self.generation.names or own
+
+    @property
     def call_timeout_ms(self) -> float:
         """The deadline of calls that bring none. That a model takes calls may be heard only when
         its replicas are there, so what was left out is not what tensors get."""
@@ -313,14 +321,6 @@ class ModelConfig:
         elif self.relay != RelayConfig():
             yield "relay", "only models with http replicas are relayed"
         if self.routing == "prefix" and self.kind != "llm":
-    @property
-    def v1_names(self) -> tuple[str, ...]:
-        """What clients of /v1 ask for, as far as the configuration says that it is there."""
-        if self.http:
-            return (self.relay.names or (self.name,)) if self.relay.api == "openai" else ()
-        own = (self.name,) if self.kind == "llm" else ()
-        return self.generation.names or own
-
             yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
         if self.kind == "llm":
             for key in (
@@ -456,6 +456,7 @@ def parse(
     models = tuple(_expand(model) for model in file.models) if file is not None else ()
     if file is not None:
         _refuse_equal_names(source, file, models)
+        _refuse_equal_v1_names(source, models)
         http = [model.name for model in models if model.http]
         for index, key, wrong in wrong_routes(file.routes, http):
             source.report(("routes", index, key), wrong)
@@ -488,7 +489,6 @@ def load(path: Path, environ: Mapping[str, str], overrides: Sequence[str] = ()) 
     """Read and parse the file, and see that the files it names are there. Raises ConfigError."""
     return parse(read(path), path, environ, overrides, check_files=True)
 
-        _refuse_equal_v1_names(source, models)
 
 def read(path: Path) -> str:
     """The text of a configuration file. Raises ConfigError when there is none."""
@@ -510,6 +510,18 @@ def _expand(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, replicas=tuple(replicas))
 
 
+def _refuse_equal_v1_names(source: Source, models: Sequence[ModelConfig]) -> None:
+    """The body's `model` decides who answers: it must be one."""
+    taken: dict[str, str] = {}
+    for index, model in enumerate(models):
+        for name in model.v1_names:
+            if name in taken:
+                wrong = f'"{taken[name]}" is "{name}" on /v1 too'
+                table = "relay" if model.http else "generation"
+                source.report(("models", index, table, "names"), wrong)
+            taken.setdefault(name, model.name)
+
+
 def _refuse_equal_names(source: Source, file: FileTable, models: Sequence[ModelConfig]) -> None:
     """Models and replicas are named in paths and commands: each name stands for one thing."""
     taken: dict[str, str] = {}
@@ -523,15 +535,3 @@ def _refuse_equal_names(source: Source, file: FileTable, models: Sequence[ModelC
                     wrong = f'a replica of "{taken[replica.name]}" is named "{replica.name}" too'
                     source.report(("models", index, "replicas", position, "name"), wrong)
                 taken[replica.name] = model.name
-def _refuse_equal_v1_names(source: Source, models: Sequence[ModelConfig]) -> None:
-    """The body's `model` decides who answers: it must be one."""
-    taken: dict[str, str] = {}
-    for index, model in enumerate(models):
-        for name in model.v1_names:
-            if name in taken:
-                wrong = f'"{taken[name]}" is "{name}" on /v1 too'
-                table = "relay" if model.http else "generation"
-                source.report(("models", index, table, "names"), wrong)
-            taken.setdefault(name, model.name)
-
-
