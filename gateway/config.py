@@ -48,7 +48,8 @@ ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "prefi
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
 _LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
 _REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")
-_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?|unix:/.+")
+_SRV = r"srv://_[A-Za-z0-9-]{1,62}\._tcp\.[A-Za-z0-9._-]{1,200}(?:/[^?#\s]*)?"
+_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?|unix:/.+|{_SRV}")
 DAY = 86_400.0
 # Deadlines of requests that bring none: of tensors, and of what is generated.
 SHORT_MS, LONG_MS = 30_000.0, 600_000.0
@@ -75,6 +76,16 @@ def _listens(text: str) -> bool:
     return True
 
 
+def _is_server(text: str) -> bool:
+    from gateway.dns_client import parse_server  # only where one is given: starting is quick
+
+    try:
+        parse_server(text)
+    except ValueError:
+        return False
+    return True
+
+
 ADDRESS = Text('an address: "127.0.0.1:8080", "[::1]:8080" or "unix:/path"', valid=_listens)
 
 
@@ -90,7 +101,10 @@ class ReplicaConfig:
         File(), "the replica's own file: we run `python -m backends serve` with it", default=None
     )
     address: str | None = option(
-        Text(), 'where it listens: "unix:/path", "tcp:host:port" or, for http, a URL', default=None
+        Text(),
+        'where it listens: "unix:/path", "tcp:host:port" or, for http, a URL or the name of a '
+        'service, "srv://_http._tcp.name", that DNS knows',
+        default=None,
     )
     weight: float = option(
         Number(least=0.0, most=1e6), "its share of the work beside the others", default=1.0
@@ -105,6 +119,11 @@ class ReplicaConfig:
     )
     discover_s: float = option(
         Number(above=0.0, most=DAY), "http: the host is looked up again after", default=10.0
+    )
+    resolver: str | None = option(
+        Text('the address of a DNS server, such as "127.0.0.1:8600"', valid=_is_server),
+        "http: whom to ask for a srv:// address; left out, the servers of this host",
+        default=None,
     )
     health: str | None = option(
         Text("a path that begins with /", r"/[!-~]*"),
@@ -138,6 +157,17 @@ class ReplicaConfig:
         if self.address is not None:
             return self.address
         return f"unix:{runtime}/{self.name}{f'.{self.turn}' if self.turn else ''}.sock"
+
+    def __post_init__(self) -> None:
+        """A service stands for as many places as DNS says."""
+        if self.service is not None and self.discover is None:
+            object.__setattr__(self, "discover", "dns")
+
+    @property
+    def service(self) -> str | None:
+        """The name of its SRV records, if it is found by them."""
+        address = self.address or ""
+        return address[6:].partition("/")[0] if address.startswith("srv://") else None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.kind == "http":
@@ -174,7 +204,9 @@ class ReplicaConfig:
             text = "\n".join(self.command)
             if ("{port}" in text) == ("{socket}" in text):
                 yield "command", "expected {port} or {socket} in it: where it is to listen"
-        if self.discover is not None and not (self.address or "").startswith("http"):
+        if self.resolver is not None and self.service is None:
+            yield "resolver", 'needs an "address" such as "srv://_http._tcp.name"'
+        if self.discover is not None and not (self.address or "").startswith(("http", "srv:")):
             yield "discover", 'needs an "address" with a host, such as "http://name:8000"'
 
 
@@ -309,7 +341,7 @@ class ModelConfig:
                 yield "routing", 'expected "session": relay.cookie and relay.strict are of sessions'
             addresses = [r.address or "" for r in self.replicas if r is not None]
             if self.relay.tls != ReplicaTls() and not any(
-                a.startswith("https:") for a in addresses
+                a.startswith(("https:", "srv://_https.")) for a in addresses
             ):
                 yield "relay", "tls is of replicas with https addresses; none has one"
             if self.canary.channel is not None:

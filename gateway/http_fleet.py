@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
-from gateway.dns import follow
+from gateway.dns import Place, follow, of_host, of_service
+from gateway.dns_client import DnsClient, parse_server, system_servers
 from gateway.errors import NoReplica, NotFound
 from gateway.http_address import address_of
 from gateway.http_pool import HttpPool
@@ -49,6 +50,7 @@ class HttpFleet:
         # What operators said of configured names, for addresses that are found later.
         self._drained: set[str] = set()
         self._weights: dict[str, float] = {}
+        self._shares: dict[str, float] = {}  # what DNS says of weights, by replica
 
     def pools(self) -> Sequence[HttpPool]:
         return list(self._pools.values())
@@ -85,7 +87,7 @@ class HttpFleet:
             if spec is None or self._recipes[replica.name] != _recipe(model, spec):
                 self._leave(pool, replica)
             else:
-                replica.load.set_weight(spec.weight, self._loop.time())
+                self._weigh(pool, spec)
         for spec in model.replicas:
             if spec.discover is not None:
                 self._look_up(pool, model, spec)
@@ -114,22 +116,48 @@ class HttpFleet:
                 return
             before[1].cancel()
         assert spec.address is not None
-        endpoint = Endpoint.parse(spec.address, model.relay.tls)
+        service = spec.service
+        if service is None:
+            endpoint = Endpoint.parse(spec.address, model.relay.tls)
+            find = of_host(endpoint.host, endpoint.port)
+        else:
+            scheme = "https" if service.startswith("_https.") else "http"
+            address = spec.address.replace("srv", scheme, 1)
+            endpoint = Endpoint.parse(address, model.relay.tls)
+            find = of_service(service, _dns_client(spec.resolver))
 
-        def found(hosts: Sequence[str]) -> None:
-            names = {f"{spec.name}{FOUND_AT}{host}": endpoint.at(host) for host in hosts}
+        def found(places: Sequence[Place]) -> None:
+            names: dict[str, Endpoint] = {}
+            for place in places:
+                at = place.host
+                if service is None:
+                    names[f"{spec.name}{FOUND_AT}{at}"] = endpoint.at(at)
+                    continue
+                name = f"{spec.name}{FOUND_AT}{at}:{place.port}"
+                names[name] = endpoint.serving(at, place.port, place.name)
+                self._shares[name] = place.weight
             present = [r for r in pool.replicas if configured(r.name) == spec.name]
             for replica in present:
                 if replica.name not in names:
                     self._leave(pool, replica)
-            for name, place in names.items():
+            for name, where in names.items():
                 if name not in [replica.name for replica in present]:
-                    self._join(pool, model, spec, name, lambda place=place: place)  # type: ignore[misc]
+                    self._join(pool, model, spec, name, lambda where=where: where)  # type: ignore[misc]
+            if spec.name not in self._weights:  # an operator's word counts more
+                self._weigh(pool, spec)
             pool.changed()
 
-        work = follow(endpoint.host, endpoint.port, spec.discover_s, found, self._rng)
+        work = follow(endpoint.host, find, spec.discover_s, found, self._rng)
         task = self._loop.create_task(work, name=f"look up {endpoint.host}")
         self._lookups[spec.name] = recipe, task
+
+    def _weigh(self, pool: HttpPool, spec: ReplicaConfig) -> None:
+        """Of what one table stands for, each gets its part."""
+        now = self._loop.time()
+        for replica in pool.replicas:
+            if configured(replica.name) == spec.name:
+                share = self._shares.get(replica.name, 1.0)
+                replica.load.set_weight(spec.weight * share, now)
 
     def _join(
         self,
@@ -163,6 +191,7 @@ class HttpFleet:
         pool.replicas.remove(replica)
         pool.ejection.remove(replica.name)
         self._recipes.pop(replica.name)
+        self._shares.pop(replica.name, None)
         task = self._tasks.pop(replica.name)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
@@ -223,6 +252,12 @@ class HttpFleet:
 def configured(name: str) -> str:
     """The name in the configuration of a replica that was found by it."""
     return name.partition(FOUND_AT)[0]
+
+
+def _dns_client(resolver: str | None) -> DnsClient:
+    if resolver is not None:
+        return DnsClient([parse_server(resolver)])
+    return DnsClient(*system_servers())
 
 
 def _recipe(model: ModelConfig, spec: ReplicaConfig) -> tuple[Any, ...]:

@@ -53,6 +53,13 @@ class Endpoint:
         """One address of this host: certificates and Host fields go by the name still."""
         return replace(self, host=host)
 
+    def serving(self, host: str, port: int, target: str) -> Endpoint:
+        """One address of a target that serves this service: certificates and Host fields go by the
+        target's name, unless another one is configured."""
+        fixed = self.server_name if self.server_name != self.host else target
+        authority = f"{target}:{port}".encode()
+        return replace(self, host=host, port=port, server_name=fixed, authority=authority)
+
     @property
     def place(self) -> str:
         """host:port of a TCP one, with brackets around IPv6."""
