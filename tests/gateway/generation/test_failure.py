@@ -162,6 +162,44 @@ async def test_a_client_that_leaves_ends_its_call_at_once(tmp_path):
             assert gateway.model.replicas[0].calls.work == 0.0
 
 
+@pytest.mark.parametrize("body", [ASK, STREAM, b"begun " + STREAM])
+async def test_a_client_that_closes_in_order_is_noticed_too(tmp_path, body):
+    async def script(call):
+        if begun:
+            call.delta("The")
+        await call.cancelled.wait()
+        call.piece(final=True)
+
+    begun = body.startswith(b"begun")
+    fake = FakeLLM(tmp_path / "a", script)
+    async with serving(tmp_path, fake) as gateway:
+        client = await gateway.connect()
+        await gateway.post(body.removeprefix(b"begun "), client=client, complete=False)
+        await until(lambda: fake.calls)
+        client.transport.close()
+        await asyncio.wait_for(fake.calls[0].cancelled.wait(), 20)
+        await until(lambda: gateway.counters()["cancelled"] == 1)
+
+
+async def test_a_client_that_says_no_more_still_gets_its_answer(tmp_path):
+    go = asyncio.Event()
+
+    async def script(call):
+        await go.wait()
+        await talk(call)
+
+    async with serving(tmp_path, FakeLLM(tmp_path / "a", script)) as gateway:
+        for body in (ASK, STREAM):
+            client = await gateway.connect()
+            await gateway.post(body, client=client, complete=False)
+            client.transport.write_eof()
+            await until(lambda c=client: b"100 Continue" in c.raw)
+            go.set()
+            await until(lambda c=client: c.closed)
+            assert b"HTTP/1.1 200 OK" in client.raw and WORDS[-1].encode() in client.raw
+            go.clear()
+
+
 async def test_a_client_that_leaves_while_it_waits_is_sent_nowhere(tmp_path):
     go = asyncio.Event()
 
