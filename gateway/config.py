@@ -8,8 +8,6 @@ Owns every key, its default and its meaning. The file comes first, then the envi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,15 @@ from gateway.config_access import KeyConfig, wrong_keys
 from gateway.config_canary import CanaryConfig
 from gateway.config_generation import GenerationConfig
 from gateway.config_lines import Place
-from gateway.config_options import Choice, File, Number, Size, Text, Texts, Whole, option
+from gateway.config_options import Choice, Number, Whole, option
 from gateway.config_relay import RelayConfig, RouteConfig, wrong_routes
+from gateway.config_replica import NAME, ReplicaConfig, ReplicaTable
+from gateway.config_server import ServerConfig, split_listen
 from gateway.config_source import ConfigError, Problem, Source, table, tables
 from gateway.config_tls import ListenTls, ReplicaTls
 
 __all__ = [
+    "NAME",
     "CanaryConfig",
     "ConfigError",
     "GatewayConfig",
@@ -41,198 +42,10 @@ __all__ = [
     "split_listen",
 ]
 
-# A name is a part of paths, labels and file names of sockets (which the kernel keeps short).
-NAME = Text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # As `policy.routing` has them, which the supervisor does without: it imports little.
 ROUTING = ("wlc", "wrr", "random", "p2c", "least-connections", "session", "prefix", "predictive")
-_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)"
-_LISTEN = re.compile(rf"unix:(?P<path>/.+)|(?P<host>{_HOST}):(?P<port>\d{{1,5}})")
-_REPLICA = re.compile(rf"unix:/.+|tcp:{_HOST}:\d{{1,5}}")
-_SRV = r"srv://_[A-Za-z0-9-]{1,62}\._tcp\.[A-Za-z0-9._-]{1,200}(?:/[^?#\s]*)?"
-_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:/[^?#\s]*)?|unix:/.+|{_SRV}")
-DAY = 86_400.0
 # Deadlines of requests that bring none: of tensors, and of what is generated.
 SHORT_MS, LONG_MS = 30_000.0, 600_000.0
-
-
-def split_listen(listen: str) -> tuple[str, int] | str:
-    """(host, port), or the path of a UNIX socket. Raises ValueError."""
-    match = _LISTEN.fullmatch(listen)
-    if match is None:
-        raise ValueError(f"{listen!r} is no address")
-    if match["path"] is not None:
-        return match["path"]
-    port = int(match["port"])
-    if port > 65_535:
-        raise ValueError(f"port {port} is above 65535")
-    return match["host"].strip("[]"), port
-
-
-def _listens(text: str) -> bool:
-    try:
-        split_listen(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_server(text: str) -> bool:
-    from gateway.dns_client import parse_server  # only where one is given: starting is quick
-
-    try:
-        parse_server(text)
-    except ValueError:
-        return False
-    return True
-
-
-ADDRESS = Text('an address: "127.0.0.1:8080", "[::1]:8080" or "unix:/path"', valid=_listens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaConfig:
-    """One backend of a model: a process that the supervisor spawns, or one that runs somewhere."""
-
-    name: str = option(NAME, "names the replica in the whole gateway")
-    kind: str = option(
-        Choice("native", "http"), "native speaks our wire, http anything HTTP", default="native"
-    )
-    spawn: Path | None = option(  # noqa: RUF009 - a field, as the others
-        File(), "the replica's own file: we run `python -m backends serve` with it", default=None
-    )
-    address: str | None = option(
-        Text(),
-        'where it listens: "unix:/path", "tcp:host:port" or, for http, a URL or the name of a '
-        'service, "srv://_http._tcp.name", that DNS knows',
-        default=None,
-    )
-    weight: float = option(
-        Number(least=0.0, most=1e6), "its share of the work beside the others", default=1.0
-    )
-    command: tuple[str, ...] | None = option(
-        Texts("a program and its arguments, {port} or {socket} where it is to listen"),
-        "http: a process that we run, in the folder of this file; {python} is our own Python",
-        default=None,
-    )
-    discover: str | None = option(
-        Choice("dns"), "http: every address of the URL's host is a replica", default=None
-    )
-    discover_s: float = option(
-        Number(above=0.0, most=DAY), "http: the host is looked up again after", default=10.0
-    )
-    resolver: str | None = option(
-        Text('the address of a DNS server, such as "127.0.0.1:8600"', valid=_is_server),
-        "http: whom to ask for a srv:// address; left out, the servers of this host",
-        default=None,
-    )
-    health: str | None = option(
-        Text("a path that begins with /", r"/[!-~]*"),
-        "http: GET it to see whether the replica is well; left out, it need only accept",
-        default=None,
-    )
-    health_s: float = option(
-        Number(above=0.0, most=DAY), "http: how often that is looked at", default=2.0
-    )
-    replace: str = option(
-        Choice("beside", "in_place"),
-        "a new process starts beside the old one, or, where the device has no room for two, after",
-        default="beside",
-    )
-    slots: int | None = option(
-        Whole(1, 1_000_000),
-        "http: requests that it gets at a time, from one worker; left out, any number",
-        default=None,
-    )
-
-    # No key: how often its process was replaced by one beside it, each with a socket of its own.
-    turn: int = 0
-
-    @property
-    def spawned(self) -> bool:
-        """Whether it is a process of the supervisor's."""
-        return self.spawn is not None or self.command is not None
-
-    def socket(self, runtime: Path) -> str:
-        """Where a native replica is reached; the sockets of spawned ones lie in `runtime`."""
-        if self.address is not None:
-            return self.address
-        return f"unix:{runtime}/{self.name}{f'.{self.turn}' if self.turn else ''}.sock"
-
-    def __post_init__(self) -> None:
-        """A service stands for as many places as DNS says."""
-        if self.service is not None and self.discover is None:
-            object.__setattr__(self, "discover", "dns")
-
-    @property
-    def service(self) -> str | None:
-        """The name of its SRV records, if it is found by them."""
-        address = self.address or ""
-        return address[6:].partition("/")[0] if address.startswith("srv://") else None
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.kind == "http":
-            yield from self._http_problems()
-        elif (self.spawn is None) == (self.address is None):
-            yield "", 'expected either "spawn" (a file) or "address" (where it listens)'
-        else:
-            for item in dataclasses.fields(self):
-                http_only = item.metadata.get("doc", "").startswith("http: ")
-                if http_only and getattr(self, item.name) != item.default:
-                    yield item.name, 'only replicas of kind "http" have it'
-        if self.address is not None:
-            form, example = (
-                (_URL, "http://127.0.0.1:8000") if self.kind == "http" else (_REPLICA, "tcp:h:7001")
-            )
-            if not form.fullmatch(self.address):
-                yield "address", f'expected an address such as "{example}", got "{self.address}"'
-                if self.kind == "native" and self.address.startswith("tls:"):
-                    yield (
-                        "address",
-                        "the wire to native replicas knows no TLS: keep it on one host or in a "
-                        "network that you trust, or tunnel it",
-                    )
-
-    def _http_problems(self) -> Iterator[tuple[str, str]]:
-        if self.spawn is not None:
-            yield (
-                "spawn",
-                'an http replica is not spawned; give "command" or "address"',
-            )
-        elif (self.command is None) == (self.address is None):
-            yield "", 'expected either "command" (what to run) or "address" (where it listens)'
-        if self.command is not None:
-            text = "\n".join(self.command)
-            if ("{port}" in text) == ("{socket}" in text):
-                yield "command", "expected {port} or {socket} in it: where it is to listen"
-        if self.resolver is not None and self.service is None:
-            yield "resolver", 'needs an "address" such as "srv://_http._tcp.name"'
-        if self.discover is not None and not (self.address or "").startswith(("http", "srv:")):
-            yield "discover", 'needs an "address" with a host, such as "http://name:8000"'
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ReplicaTable(ReplicaConfig):
-    """`[[models.replicas]]` as it is written: one table may stand for several replicas."""
-
-    count: int | None = option(
-        Whole(1, 1024), "spawn so many: name-0, name-1, …; left out, one: name", default=None
-    )
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        # No super() in a dataclass with slots: the decorator makes a new class.
-        yield from ReplicaConfig.problems(self)
-        if self.count is not None and self.address is not None:
-            more = ', or found by discover = "dns"' if self.kind == "http" else ""
-            yield "count", f'replicas with an "address" are listed one by one{more}'
-
-    def expand(self) -> list[ReplicaConfig]:
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(ReplicaConfig)}
-        if self.count is None:
-            return [ReplicaConfig(**values)]
-        return [
-            ReplicaConfig(**{**values, "name": f"{self.name}-{number}"})
-            for number in range(self.count)
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +58,7 @@ class ModelConfig:
         "native: what its replicas must be; left out, they say it",
         default=None,
     )
-    replicas: tuple[ReplicaConfig, ...] = tables(_ReplicaTable)
+    replicas: tuple[ReplicaConfig, ...] = tables(ReplicaTable)
     slo_ms: float | None = option(
         Number(above=0.0, most=1e7),
         "answer within so long, or refuse on arrival; left out, no such aim",
@@ -369,62 +182,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """Listeners, processes and what a connection may cost."""
-
-    listen: str = option(ADDRESS, "where clients connect", default="127.0.0.1:8080")
-    admin: str = option(ADDRESS, "where operators connect", default="127.0.0.1:8081")
-    admin_key: str | None = option(
-        Text(pattern=r"[\x21-\x7e]{8,}", expected="at least 8 printable characters"),
-        "operators must send it: `authorization: Bearer KEY`",
-        default=None,
-    )
-    admin_key_sha256: str | None = option(
-        Text("SHA-256 of the operators' key in hexadecimal", r"[0-9a-f]{64}"),
-        "instead of admin_key, so that the file holds no secret",
-        default=None,
-    )
-    tls: ListenTls = table(ListenTls)  # noqa: RUF009 - a field
-    admin_tls: ListenTls = table(ListenTls)  # noqa: RUF009 - a field
-    workers: int = option(Whole(1, 256), "gateway processes that share the port", default=1)
-    max_body: int = option(Size(), "the largest request body", default=64 * 2**20)
-    max_head: int = option(Size(), "the largest request line and headers", default=32 * 2**10)
-    head_timeout_s: float = option(
-        Number(above=0.0, most=DAY), "a head must be complete within", default=10.0
-    )
-    body_timeout_s: float = option(
-        Number(above=0.0, most=DAY), "a body may stall for", default=30.0
-    )
-    idle_timeout_s: float = option(
-        Number(above=0.0, most=DAY), "a connection may idle for", default=120.0
-    )
-    origins: tuple[str, ...] | None = option(
-        Texts('origins such as "https://app.example.com"', r"https?://[^/\s]+"),
-        "whose pages may open /ws, beside our own and those of this host",
-        default=None,
-    )
-    drain_s: float = option(
-        Number(least=0.0, most=DAY), "requests may finish for so long at a stop", default=20.0
-    )
-    log_level: str = option(
-        Choice("debug", "info", "warning", "error"), "what is logged", default="info"
-    )
-
-    @property
-    def admin_digest(self) -> str | None:
-        """SHA-256 of the operators' key in hexadecimal; None where they need none."""
-        if self.admin_key is not None:
-            return hashlib.sha256(self.admin_key.encode()).hexdigest()
-        return self.admin_key_sha256
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.listen == self.admin and not self.listen.endswith(":0"):
-            yield "admin", f'"{self.admin}" is "listen" too; operators need an address of their own'
-        if self.admin_key and self.admin_key_sha256:
-            yield "admin_key_sha256", "give admin_key or its hash, not both"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """The whole file. `path` is where it was read."""
 
@@ -537,7 +294,7 @@ def read(path: Path) -> str:
 def _expand(model: ModelConfig) -> ModelConfig:
     replicas: list[ReplicaConfig] = []
     for written in model.replicas:
-        assert isinstance(written, _ReplicaTable)
+        assert isinstance(written, ReplicaTable)
         replicas += written.expand()
     return dataclasses.replace(model, replicas=tuple(replicas))
 
@@ -561,7 +318,7 @@ def _refuse_equal_names(source: Source, file: FileTable, models: Sequence[ModelC
         if model.name in [other.name for other in models[:index]]:
             source.report(("models", index, "name"), f'another model is named "{model.name}"')
         for position, written in enumerate(file.models[index].replicas):
-            assert isinstance(written, _ReplicaTable)
+            assert isinstance(written, ReplicaTable)
             for replica in written.expand():
                 if replica.name in taken:
                     wrong = f'a replica of "{taken[replica.name]}" is named "{replica.name}" too'
