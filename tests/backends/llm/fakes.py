@@ -189,6 +189,7 @@ def run(
     crashes: list[BaseException] = []
     options = {"pages": 128, "page_size": 4, "crashed": crashes.append} | options
     engine = Engine(network or HashNetwork(), listener, **options)
+    engine.call(one_thread)
     for each in generations:
         engine.submit(each)
     engine.start()
@@ -197,6 +198,11 @@ def run(
     assert engine.close()
     assert options["crashed"] != crashes.append or not crashes, crashes
     return listener, engine
+
+
+def one_thread() -> None:
+    """Tensors this small are slower on several, much slower where others compute too."""
+    torch.set_num_threads(1)
 
 
 def at_rest(engine: Engine) -> None:
