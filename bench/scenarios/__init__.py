@@ -27,6 +27,7 @@ MODULES = {
     "failover": "bench.scenarios.failover",
     "checkpoint": "bench.scenarios.checkpoint",
     "train": "bench.scenarios.train",
+    "sync": "bench.scenarios.sync",
     "many": "bench.scenarios.many",
 }
 
