@@ -268,7 +268,7 @@ deeds = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(deeds=deeds, seed=st.randoms(use_true_random=False))
 def test_every_call_gets_exactly_one_terminal_answer(deeds, seed):
     import asyncio

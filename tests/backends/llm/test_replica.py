@@ -29,7 +29,7 @@ from tests.backends.models.shapes import config
 
 SIZE = text_model().vocabulary.size
 HI = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 12}
-LONG = {**HI, "max_tokens": 400, "ignore_eos": True, "stream": True}
+LONG = {**HI, "max_tokens": 250, "ignore_eos": True, "stream": True}
 
 
 class Network(HashNetwork):
@@ -262,7 +262,7 @@ async def test_a_reload_loses_nothing_and_streams_keep_their_version(serve, run)
         gateway = await Caller.connect(replica.address)
         await gateway.state("ready")
         before, _ = await gateway.text()
-        streams = [gateway.call("chat", {**LONG, "seed": n}) for n in range(3)]
+        streams = [gateway.call("chat", {**LONG, "seed": n}) for n in range(2)]
         await gateway.until(lambda: all(gateway.pieces(id) for id in streams))
         new = commit_llm(run, 2, 8)
         publish(run, "stable", 2)

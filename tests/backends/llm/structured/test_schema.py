@@ -106,7 +106,7 @@ def test_any_schema_of_what_is_supported(schema, seed):
     assert text is None or valid(json.loads(text), schema)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(low=st.integers(-1200, 1200), size=st.integers(0, 1500), number=st.integers(-3000, 3000))
 def test_integers_between_bounds(low, size, number):
     schema = {"type": "integer", "minimum": low, "maximum": low + size}
