@@ -1,4 +1,4 @@
-"""The network on a CPU that has AVX512-BF16: each step is one call into C++.
+"""The network on a CPU that has AVX512: each step is one call into C++.
 
 Owns the packed weights and the pointers to them. The arithmetic is that of `DecoderNetwork` with
 `PlainKernels`, which is its oracle. Invariant: `load_` writes into the tensors that the pointers

@@ -20,6 +20,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+NEEDED = {"avx512f", "avx512bw", "avx512dq"}
 # It takes about three seconds; a compiler that hangs must not keep a replica from starting.
 COMPILE_S = 120.0
 
@@ -72,9 +73,9 @@ class Library:
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Library | None:
-    """None where there is no compiler, or the CPU has no AVX512-BF16: torch then does the work."""
+    """None where there is no compiler, or the CPU has no AVX512: torch then does the work."""
     compiler = shutil.which(environment.get("CXX", "g++"))
-    if compiler is None or not {"avx512_bf16", "avx512bw"} <= _instructions():
+    if compiler is None or not _instructions() >= NEEDED:
         return None
     folder = _cache(environment)
     path = folder / f"step-{_fingerprint(compiler)}.so"
@@ -87,10 +88,10 @@ def load(environment: Mapping[str, str] = os.environ) -> Library | None:
         return None
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, path: Path, *more: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+        command = [compiler, *FLAGS, *more, "-o", str(made), str(SOURCE)]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
         made.replace(path)
 

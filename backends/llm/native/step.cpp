@@ -1,4 +1,4 @@
-// One step of a decoder on a CPU with AVX512-BF16, all layers in one parallel region.
+// One step of a decoder on a CPU with AVX512, all layers in one parallel region.
 //
 // Owns the arithmetic of `backends.llm.network` for bfloat16 activations: weights in bfloat16 or
 // int8 with a scale per output, both packed for pairs of inputs; keys and values in pages that are
@@ -24,8 +24,8 @@
 #include <cstring>
 #include <vector>
 
-#if !defined(__AVX512BF16__) || !defined(__AVX512BW__)
-#error "this CPU has no AVX512-BF16"
+#if !defined(__AVX512F__) || !defined(__AVX512BW__)
+#error "this CPU has no AVX512"
 #endif
 
 namespace {
@@ -68,15 +68,35 @@ inline __m512 load(const bf16* p) {
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
-inline void store(bf16* p, __m512 v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
-
-inline __m512 round16(__m512 v) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
-}
+#ifdef __AVX512BF16__
+inline __m256i narrowed(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 
 inline __m512 dot2(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+#else  // the same in more instructions
+inline __m256i narrowed(__m512 v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i near = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i safe = _mm512_mask_mov_epi32(near, nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16));
+}
+
+inline __m512 dot2(__m512 sum, __m512i a, __m512i b) {
+    const __m512i high = _mm512_set1_epi32(int(0xffff0000));
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
+                          _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), sum);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)),
+                           _mm512_castsi512_ps(_mm512_and_si512(b, high)), sum);
+}
+#endif
+
+inline void store(bf16* p, __m512 v) { _mm256_storeu_si256((__m256i*)p, narrowed(v)); }
+
+inline __m512 round16(__m512 v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(v)), 16));
 }
 
 inline __m512i pair(const bf16* p) {
@@ -155,7 +175,7 @@ constexpr int ROWS = 12;  // 24 sums, 2 weights, some broadcasts: all in registe
 inline __m512i widened(const int8_t* w) {  // 32 weights; bfloat16 has all of them exactly
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)w)));
     const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w + 16))));
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(narrowed(low)), narrowed(high), 1);
 }
 
 inline __m512i widened(const bf16* w) { return _mm512_loadu_si512(w); }
