@@ -20,6 +20,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Beside tokenizer.json, which must be there. Python in such folders is neither copied nor run.
 COPIED = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+# Files of before 2024 hold what is computed from the config.
+COMPUTED = ".rotary_emb.inv_freq"
 
 
 def is_folder(path: Path) -> bool:
@@ -39,7 +41,8 @@ def read_folder(folder: Path) -> Material:
         with safe_open(where[name], framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
-    return Material(folder.name, config, shapes, read, _files(folder, config))
+    kept = {name: shape for name, shape in shapes.items() if not name.endswith(COMPUTED)}
+    return Material(folder.name, config, kept, read, _files(folder, config))
 
 
 def _where(folder: Path) -> dict[str, Path]:

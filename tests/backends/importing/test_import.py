@@ -11,6 +11,7 @@ import gguf
 import orjson
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from backends.checkpoint import Run, read_channel, read_tensors
@@ -73,6 +74,15 @@ def test_a_folder_of_many_files_into_many_files(run: Run, tmp_path: Path) -> Non
     where = imported(source, run, shard_bytes=30_000)
     assert len(list(where.glob("*.safetensors"))) > 2
     check_same(decoder, run, where)
+
+
+def test_what_follows_from_the_config_is_left_out(run: Run, tmp_path: Path) -> None:
+    values, decoder = model("llama")
+    source = folder(tmp_path / "hf", values, decoder)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, source / "model.safetensors")
+    check_same(decoder, run, imported(source, run))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased", "qwen2", "qwen3-tied"])
