@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.control import ControlError, call_replica
+from gateway.counts import Counts
 from gateway.events import Events, changes
 from gateway.metrics import Family, Ledger, gateway_families, merge
 from gateway.overview import Json, overview
@@ -68,7 +69,7 @@ class Operations:
         self._drained: set[str] = set()
         self._weights: dict[str, float] = {}
         self._unloaded: set[str] = set()
-        self._ledger = Ledger()
+        self._ledger, self._counts = Ledger(), Counts()
         # A page that many look at is put together once for all of them.
         self.status = Shared(self._status)
         self.metrics = Shared(self._metrics)
@@ -80,7 +81,10 @@ class Operations:
         reports = await self._ask_all("status")
         processes = {name: _process(each.child) for name, each in running.replicas.items()}
         models = overview(running.config, [answer for _, answer in reports], processes)
+        for worker, answer in reports:
+            self._counts.seen(f"{worker.name}/{worker.life}", answer["models"])
         for model in models:
+            model["counters"] = self._counts.of(model["name"])
             model["rollout"] = running.versions.report(model["name"])
         return {
             "version": self._version,
@@ -220,7 +224,9 @@ class Operations:
         self._unloaded &= {model.name for model in config.models}
 
     def worker_gone(self, worker: WorkerProcess) -> None:
-        self._ledger.gone(f"{worker.name}/{worker.life}")
+        life = f"{worker.name}/{worker.life}"
+        self._ledger.gone(life)
+        self._counts.gone(life)
 
     async def _tell_all(self, op: str, **arguments: Any) -> None:
         """A worker that is not there now learns it when it comes."""

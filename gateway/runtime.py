@@ -9,11 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+import time
 from pathlib import Path
 
 PREFIX = "penstock-"
 LOCK = "lock"
+# What is made or removed takes no longer than this.
+REMNANT_S = 60.0
 # The path of a socket has at most 107 characters, and names of replicas take most of them.
 LONGEST_BASE = 20
 
@@ -47,7 +51,11 @@ def _remove_abandoned(base: Path) -> None:
     for folder in base.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # not ours, or just being made or removed
+        except FileNotFoundError:  # just being made or removed, or that was cut short
+            if _is_remnant(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        except OSError:  # not ours
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,3 +65,17 @@ def _remove_abandoned(base: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _is_remnant(folder: Path) -> bool:
+    """Whether a gateway was killed while it made or removed this: ours, for long, and nothing in it
+    but what a gateway puts there."""
+    try:
+        found = folder.lstat()
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        if not mine or time.time() - found.st_mtime < REMNANT_S:
+            return False
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return False
+    return bool(names) and all(name.endswith((".sock", ".port", "unnamed")) for name in names)
