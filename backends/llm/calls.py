@@ -81,7 +81,7 @@ class Calls:
         events: Events,
         *,
         engine: Callable[[], GenerationEngine],
-        text: Callable[[str | None], tuple[TextModel, str | None]],
+        text: Callable[[str | None], TextModel],
         load: Callable[[], dict[str, float]],
         ended: Callable[[Ended], None],
     ) -> None:
@@ -105,7 +105,7 @@ class Calls:
         call = _read(frame)
         if (connection, frame.id) in self._live:
             raise BadFrame(f"a call with id {frame.id} is being answered on this connection")
-        text, _ = self._text(call.version)
+        text = self._text(call.version)
         live = Live(connection, frame.id, call, frame.data)
         self._live[connection, frame.id] = live
         try:
@@ -176,9 +176,8 @@ class Calls:
         deadline = live.deadline
         if deadline is not None and time.monotonic() >= deadline:
             raise DeadlineExceeded("the deadline passed before the prompt was read")
-        text, version = self._text(call.version)
         live.body = b""
-        live.reply = Reply(asked, text.tokenizer)
+        live.reply = Reply(asked, self._text(call.version).tokenizer)
         engine = self._engine()
         for prompt, tokens in enumerate(asked.prompts):
             number = next(self._numbers)
@@ -194,7 +193,7 @@ class Calls:
                     priority=-call.priority if asked.priority is None else asked.priority,
                     tenant=call.tenant,
                     deadline=deadline,
-                    version=version,
+                    version=call.version,
                     mask=asked.mask,
                     prompt_logprobs=asked.prompt_logprobs,
                     submitted=live.began,

@@ -20,6 +20,7 @@ from backends.errors import ModelFailed
 from backends.llm.machine import Machine
 from backends.llm.text import TextModel
 from backends.reload import Stage, Target
+from backends.tiers import NoRoom
 
 if TYPE_CHECKING:
     from backends.llm.network import Network
@@ -56,6 +57,8 @@ class LlmLoader:
     ) -> None:
         self._read, self._machine = read, machine
         self._holder, self._rate = holder, bytes_per_second
+        # Of the versions that it made: what waits for one of them may be answered by the next.
+        self._tokens = ""
 
     def from_checkpoint(
         self,
@@ -98,6 +101,8 @@ class LlmLoader:
                     f"config.json has vocab_size {text.vocabulary.size}, the weights "
                     f"{network.vocabulary}"
                 )
+            if self._tokens not in ("", text.identity):
+                raise NoRoom("its tokenizer is not that of the version before it", alone=True)
             self._probe(name, manifest, cancelled)
             self._warm_up(name, text, cancelled)
             if cancelled():
@@ -105,6 +110,7 @@ class LlmLoader:
         except BaseException:
             machine.withdraw(name)
             raise
+        self._tokens = text.identity
         return LlmVersion(name, text)
 
     def _probe(self, name: str, manifest: Manifest, cancelled: Callable[[], bool]) -> None:

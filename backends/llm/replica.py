@@ -194,20 +194,18 @@ class LlmReplica:
     def following(self) -> Follower[LlmVersion] | None:
         return self._follower
 
-    def _text(self, version: str | None) -> tuple[TextModel, str | None]:
-        """Whose text a call for that version is, and the version that it must stay with."""
+    def _text(self, version: str | None) -> TextModel:
+        """Of that version, or of what serves."""
         if version is not None:
             found = self._versions.get(version)
             if found is None:
                 live = ", ".join(self._versions) or "none"
                 raise VersionNotFound(f"version {version} is not live here; live are {live}")
-            return found.text, version
+            return found.text
         serving = self._serving
         if serving is None:
             raise NotReady("the replica has no version yet")
-        alike = all(v.text.identity == serving.text.identity for v in self._versions.values())
-        # Where another tokenizer may take over, the tokens mean something to this version only.
-        return serving.text, None if alike else serving.name
+        return serving.text
 
     # --------------------------------------------------------------------------------- its end
 

@@ -22,7 +22,7 @@ from backends.llm.tokenizer import Tokenizer
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextModel:
     """`stop_ids` end an answer; `max_context` is of prompt and answer together; `vocabulary` has
-    as many tokens as the model has logits. `identity`: equal where the text files are equal."""
+    as many tokens as the model has logits. `identity`: equal where tokens mean the same."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -40,17 +40,13 @@ class TextModel:
         if not isinstance(size, int) or not 0 < size <= 1 << 24:
             raise BadTokenizer(f"{folder}/config.json: vocab_size is {size!r}")
         stop_ids = _stop_ids(folder, config, tokenizer, size)
-        digest = xxhash.xxh3_128()
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            path = folder / name
-            digest.update(path.read_bytes() if path.is_file() else b"\0")
         return cls(
             tokenizer=tokenizer,
             template=ChatTemplate.load(folder),
             stop_ids=stop_ids,
             max_context=max_context,
             vocabulary=Vocabulary(tokenizer.pieces[:size], size, stop_ids),
-            identity=digest.hexdigest(),
+            identity=xxhash.xxh3_128_hexdigest((folder / "tokenizer.json").read_bytes()),
         )
 
     def room(self, prompt: int, asked: int | None, param: str) -> int:

@@ -40,10 +40,10 @@ class Desk:
         self.connection = FakeConnection()
         self._ids = 0
 
-    def _text(self, version: str | None) -> tuple[TextModel, str | None]:
+    def _text(self, version: str | None) -> TextModel:
         if version not in (None, "1-a"):
             raise VersionNotFound(f"version {version} is not live here")
-        return self.text, version
+        return self.text
 
     def ask(self, surface: str, body: Any, connection: Any = None, **meta: Any) -> int:
         """Raises what the call is refused with."""

@@ -103,9 +103,10 @@ def setting() -> Setting:
     return Setting("m", Grammars())
 
 
-def write_model(folder: Path, template: str = CHATML, **config: Any) -> None:
-    """The text files of a checkpoint's model/ folder."""
+def write_model(folder: Path, template: str = CHATML, added: str = "", **config: Any) -> None:
+    """The text files of a checkpoint's model/ folder. `added` is a token that others lack."""
     library = byte_level()
+    library.add_tokens([added] if added else [])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(library.to_str())
     described = {"eos_token": EOS, "chat_template": template}

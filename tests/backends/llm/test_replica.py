@@ -331,6 +331,21 @@ async def test_a_version_that_is_no_good_never_serves(serve, run, make, said):
         await gateway.close()
 
 
+async def test_another_tokenizer_needs_another_process(serve, run):
+    """What waits was tokenised for the version before: it must not be answered by this one."""
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        other = commit_llm(run, 2, 8, added="<x>", vocab_size=SIZE)
+        publish(run, "stable", 2)
+        await gateway.until(lambda: gateway.statuses[-1].crowded == other.version)
+        assert "its tokenizer is not that" in gateway.statuses[-1].reason
+        assert gateway.statuses[-1].version == old.version and (await gateway.text())[0]
+        await gateway.close()
+
+
 async def test_a_first_version_that_is_no_good_makes_way_for_the_next(serve, run):
     commit_llm(run, 1, 13)
     publish(run, "stable", 1)
