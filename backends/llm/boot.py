@@ -24,6 +24,8 @@ from backends.tensor.memory import room
 # Of the memory that is free when the first network is there: on a GPU all but some room for
 # activations, on a CPU what leaves other programs theirs.
 GPU_SHARE, CPU_SHARE, CPU_MOST = 0.85, 0.25, 2 << 30
+# Of a GPU's free memory, what is kept for a version beside the one that serves, at most.
+SPARE = 0.5
 
 
 def build(
@@ -41,7 +43,7 @@ def build(
     def engine(
         network: Network, version: str, emit: Emit, crashed: Callable[[BaseException], None]
     ) -> VersionedEngine:
-        return build_engine(config, network, version, emit, crashed)
+        return build_engine(config, network, held, version, emit, crashed)
 
     machine = Machine(engine, deliver, crashed, crew)
     held = 0
@@ -69,15 +71,16 @@ def build(
 def build_engine(
     config: ReplicaConfig,
     network: Network,
+    held: int,
     version: str,
     emit: Emit,
     crashed: Callable[[BaseException], None],
 ) -> VersionedEngine:
-    """Raises ConfigError where its cache has no room."""
+    """`held`: bytes of the network's weights. Raises ConfigError where its cache has no room."""
     engine = Engine(
         network,
         emit,
-        pages=pages_of(config, network),
+        pages=pages_of(config, network, held),
         page_size=config.page_size,
         token_budget=config.token_budget,
         max_running=config.max_running,
@@ -91,7 +94,7 @@ def build_engine(
     return engine
 
 
-def pages_of(config: ReplicaConfig, network: Network) -> int:
+def pages_of(config: ReplicaConfig, network: Network, held: int) -> int:
     """How many pages the cache has. Raises ConfigError where that is less than two."""
     if config.pages is not None:
         return config.pages
@@ -99,8 +102,12 @@ def pages_of(config: ReplicaConfig, network: Network) -> int:
     memory = config.kv_bytes
     if memory is None:
         free = room(network.device)
-        on_gpu = network.device.type == "cuda"
-        memory = int(free * GPU_SHARE) if on_gpu else min(int(free * CPU_SHARE), CPU_MOST)
+        if network.device.type == "cuda":
+            # The next version wants to be loaded beside this one, unless that takes too much.
+            spare = held if held < free * SPARE else 0
+            memory = int((free - spare) * GPU_SHARE)
+        else:
+            memory = min(int(free * CPU_SHARE), CPU_MOST)
         # More than all sequences can fill is of no use but to keep prompts for longer.
         whole = -(-network.max_context // config.page_size) * size
         memory = min(memory, 4 * whole * config.max_running)
