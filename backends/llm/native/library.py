@@ -19,6 +19,7 @@ from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("step.cpp")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 NEEDED = {"avx512f", "avx512bw", "avx512dq"}
 # It takes about three seconds; a compiler that hangs must not keep a replica from starting.
@@ -102,7 +103,7 @@ def _cache(environment: Mapping[str, str]) -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    parts = (SOURCE.read_text(), *FLAGS, compiler, *sorted(_instructions()))
+    parts = (*(file.read_text() for file in SOURCES), *FLAGS, compiler, *sorted(_instructions()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
