@@ -36,7 +36,7 @@ class Network(HashNetwork):
     """What becomes of a checkpoint here; some become what nobody would serve. `trap` is called at
     each step."""
 
-    trap: Callable[[], None] | None = None
+    trap: Callable[[int], None] | None = None
 
     def __init__(self, salt: int, **options: Any) -> None:
         super().__init__(salt, vocabulary=SIZE, **options)
@@ -48,15 +48,15 @@ class Network(HashNetwork):
     def __call__(self, step, cache):
         trap = Network.trap
         if trap is not None:
-            trap()
+            trap(self.salt)
         return super().__call__(step, cache)
 
 
 @pytest.fixture
-def trap() -> Iterator[Callable[[Callable[[], None] | None], None]]:
+def trap() -> Iterator[Callable[[Callable[[int], None] | None], None]]:
     """Set what happens at each step from now on."""
 
-    def setter(what: Callable[[], None] | None) -> None:
+    def setter(what: Callable[[int], None] | None) -> None:
         Network.trap = what
 
     yield setter
@@ -188,6 +188,19 @@ class Caller(Gateway):
         await self.until(lambda: any(piece.final for piece, _ in self.pieces(id)))
         pieces = self.pieces(id)
         return b"".join(data for _, data in pieces), pieces[0][0].info["version"]
+
+    async def answer_of(self, id: int) -> Any:
+        """The frame that ends it."""
+
+        def ends(frame: Any) -> bool:
+            if frame.kind == Kind.ERROR:
+                return bool(frame.id == id)
+            return frame.kind == Kind.STREAM and any(
+                piece.final and piece.id == id for piece, _ in split_stream(frame)
+            )
+
+        await self.until(lambda: any(map(ends, self.frames)))
+        return next(filter(ends, self.frames))
 
     async def text(self, **meta: Any) -> tuple[str, str]:
         data, version = await self.reply(self.call("chat", HI, **meta))
@@ -417,7 +430,7 @@ async def test_steps_that_fail_fail_their_calls_and_no_others(serve, run, trap):
         gateway = await Caller.connect(replica.address)
         await gateway.state("ready")
 
-        def boom():
+        def boom(salt):
             raise RuntimeError("no device today")
 
         trap(boom)
@@ -432,6 +445,31 @@ async def test_steps_that_fail_fail_their_calls_and_no_others(serve, run, trap):
         await gateway.close()
 
 
+async def test_a_version_that_fails_its_calls_is_rolled_back(serve, run, trap):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 60') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+
+        def boom(salt):
+            if salt == 8:
+                raise RuntimeError("not with these weights")
+
+        trap(boom)
+        failed = 0
+        while gateway.statuses[-1].version == new.version:
+            failed += (await gateway.answer_of(gateway.call("chat", HI))).kind == Kind.ERROR
+            assert failed < 60
+        await gateway.serves(old.version)
+        assert failed >= 20 and (await gateway.text())[1] == old.version
+        assert "of its requests failed" in gateway.statuses[-1].reason
+        await gateway.close()
+
+
 async def test_a_device_that_hangs_is_told_of_and_comes_back(serve, run, trap):
     commit_llm(run, 1, 7)
     publish(run, "stable", 1)
@@ -439,7 +477,7 @@ async def test_a_device_that_hangs_is_told_of_and_comes_back(serve, run, trap):
         gateway = await Caller.connect(replica.address)
         await gateway.state("ready")
         opened = threading.Event()
-        trap(lambda: opened.wait(30) and None)
+        trap(lambda salt: opened.wait(30) and None)
         id = gateway.call("chat", HI)
         status = await gateway.state("failed")
         assert "a step on the device has run for" in status.reason
