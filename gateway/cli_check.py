@@ -14,6 +14,7 @@ from rich.table import Table
 from gateway import config
 from gateway.config import ConfigError, GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.config_schema import json_schema
+from gateway.replica_files import look_into
 
 
 def check(file: Path, overrides: Sequence[str]) -> int:
@@ -22,6 +23,15 @@ def check(file: Path, overrides: Sequence[str]) -> int:
     except ConfigError as error:
         count = len(error.problems)
         print(f"{error}\n{count} {'problem' if count == 1 else 'problems'}", file=sys.stderr)
+        return 2
+    findings = look_into(
+        list({(r.spawn, m.name): None for m, r in found.replicas() if r.spawn is not None})
+    )
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    wrong = sum(finding.wrong for finding in findings)
+    if wrong:
+        print(f"{wrong} {'problem' if wrong == 1 else 'problems'}", file=sys.stderr)
         return 2
     _show(found)
     return 0

@@ -1,0 +1,67 @@
+"""`check` looks into the files of spawned replicas, and runs none of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.cli import main
+
+GATEWAY = '[[models]]\nname = "m"\n[[models.replicas]]\nname = "r"\nspawn = "r.toml"\n'
+MODULE = "import torch\nraise RuntimeError('this must not run')\nclass Good: ...\n"
+
+
+@pytest.fixture
+def check(tmp_path, capsys):
+    """(exit status, what was said) of a check of a gateway with this replica file."""
+    (tmp_path / "serve.toml").write_text(GATEWAY)
+    (tmp_path / "served.py").write_text(MODULE)
+    (tmp_path / "broken.py").write_text("class Good(:\n")
+    channels = tmp_path / "run" / "channels"
+    channels.mkdir(parents=True)
+    (channels / "stable.json").write_text("{}")
+
+    def run(replica: str) -> tuple[int, str]:
+        (tmp_path / "r.toml").write_text(replica)
+        status = main(["check", str(tmp_path / "serve.toml")])
+        out, err = capsys.readouterr()
+        return status, out + err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "replica",
+    ['model = "m"\nclass = "served:Good"', 'model = "m"\nrun = "run"\ncode = "."'],
+)
+def test_a_good_file_is_good(check, replica):
+    status, said = check(replica)
+    assert status == 0 and "r.toml:" not in said
+
+
+@pytest.mark.parametrize(
+    ("replica", "said"),
+    [
+        ('model = "m"\nclass =', "r.toml"),
+        ('model = "m"\nclass = "served:Good"\nthreds = 1', "threads"),
+        ('model = "other"\nclass = "served:Good"', 'the gateway wants "m"'),
+        ('model = "m"\nclass = "served:Bad"', "has no 'Bad'"),
+        ('model = "m"\nclass = "nowhere.served:Bad"', "no module 'nowhere.served'"),
+        ('model = "m"\nclass = "broken:Good"', "is no Python"),
+        ('model = "m"\nrun = "run"\ncode = "elsewhere"', "there is no folder"),
+    ],
+)
+def test_what_would_not_serve_is_wrong(check, replica, said):
+    status, text = check(replica)
+    assert status == 2 and said in text and "1 problem" in text
+
+
+@pytest.mark.parametrize(
+    ("replica", "said"),
+    [
+        ('model = "m"\nrun = "none"', "there is no run at"),
+        ('model = "m"\nrun = "run"\nchannel = "canary"', 'published to "canary" yet'),
+    ],
+)
+def test_what_may_still_come_is_noted(check, replica, said):
+    status, text = check(replica)
+    assert status == 0 and said in text
