@@ -1,6 +1,6 @@
 """From logits to a token at random: temperature, top-k, top-p, min-p, then one draw for each row.
 
-Pure tensors in, tensors out, any device, no synchronisation on a GPU. A draw inverts the cumulative
+Pure tensors in, tensors out, any device. A draw inverts the cumulative
 distribution at one uniform number rather than racing a noise for each of the vocabulary: it costs
 one pass over the probabilities and no noise. Invariant: a token of probability 0 is never drawn,
 and a row's token depends on that row alone.
@@ -19,21 +19,24 @@ from torch.nn import functional as F
 
 # Sums go over blocks first: fewer cumulative sums, and less rounding in them.
 _BLOCK = 128
-# Most distributions have their likeliest 95 % among so many.
-_CANDIDATES = 128
+# Most distributions have their likeliest 95 % among so many. On a GPU, to look whether one has not
+# is to wait for it, and more candidates cost little.
+_CANDIDATES, _GPU_CANDIDATES = 128, 1024
 # Probabilities are at most 1: the first 16 bits of a float32 are at most 0x3f80, of which 7 are its
 # mantissa's.
 _BIN_BITS, _BINS = 16, 0x3F80 + 1
 
 
 class Cuts(NamedTuple):
-    """`top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `most` is the greatest top_k. top_p is of the
-    mass that top_k leaves, min_p a part of the greatest probability."""
+    """`top_k` 0, `top_p` 1 and `min_p` 0 cut nothing. top_p is of the mass that top_k leaves, min_p
+    a part of the greatest probability. The host knows the greatest top_k, `most`, and whether every
+    row has one, `ranked`."""
 
     top_k_B: Tensor  # int64
     top_p_B: Tensor  # float64
     min_p_B: Tensor  # float32
     most: int
+    ranked: bool
 
 
 def probabilities(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
@@ -41,25 +44,36 @@ def probabilities(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
 
 
 def draw_cut(probabilities_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> Tensor:
-    """The token [B] of each row, at its place (float64, in [0, 1)) among what the cuts leave."""
-    vocabulary = probabilities_BV.shape[1]
-    count = min(max(_CANDIDATES, cuts.most), vocabulary)
-    if probabilities_BV.is_cuda:
-        count = vocabulary  # to see whether fewer do would be to wait for the device
+    """The token [B] of each row, at its place (float64, in [0, 1)) among what the cuts leave. Waits
+    for a GPU only where top_p may reach beyond the candidates."""
+    vocabulary, on_gpu = probabilities_BV.shape[1], probabilities_BV.is_cuda
+    count = min(max(_GPU_CANDIDATES if on_gpu else _CANDIDATES, cuts.most), vocabulary)
+    tokens_B, least_B, beyond_B = _draw_likeliest(probabilities_BV, cuts, uniform_B, count)
+    if cuts.ranked or count == vocabulary or not bool(beyond_B.any()):
+        return tokens_B
+    rows_M = beyond_B.nonzero()[:, 0]
+    wide_MV, uniform_M = probabilities_BV[rows_M], uniform_B[rows_M]
+    top_k_M, top_p_M, min_p_M = (cut_B[rows_M] for cut_B in cuts[:3])
+    if on_gpu:
+        own = Cuts(top_k_M, top_p_M, min_p_M, cuts.most, cuts.ranked)
+        tokens_B[rows_M], _, _ = _draw_likeliest(wide_MV, own, uniform_M, vocabulary)
+        return tokens_B
+    least_M, narrow_M = least_B[rows_M], (top_p_M < 1).nonzero()[:, 0]
+    nucleus_M = _nucleus(wide_MV[narrow_M], top_p_M[narrow_M])
+    least_M[narrow_M] = torch.maximum(least_M[narrow_M], nucleus_M)
+    tokens_B[rows_M] = draw(wide_MV.masked_fill_(wide_MV < least_M[:, None], 0.0), uniform_M)
+    return tokens_B
+
+
+def _draw_likeliest(
+    probabilities_BV: Tensor, cuts: Cuts, uniform_B: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens from among the `count` likeliest, in their order; and what `_least` says."""
     best_BK, ids_BK = probabilities_BV.topk(count)
-    least_B, beyond_B = _least(best_BK, cuts, vocabulary)
+    least_B, beyond_B = _least(best_BK, cuts, probabilities_BV.shape[1])
     left_BK = best_BK.masked_fill_(best_BK < least_B[:, None], 0.0)
     places_B, _ = _pass(left_BK.cumsum(-1, dtype=torch.float64), uniform_B)
-    tokens_B = ids_BK.gather(1, places_B[:, None])[:, 0]
-    if count < vocabulary and bool(beyond_B.any()):
-        narrow_M = (beyond_B & (cuts.top_p_B < 1)).nonzero()[:, 0]
-        nucleus_M = _nucleus(probabilities_BV[narrow_M], cuts.top_p_B[narrow_M])
-        least_B[narrow_M] = torch.maximum(least_B[narrow_M], nucleus_M)
-        rows_M = beyond_B.nonzero()[:, 0]
-        wide_MV = probabilities_BV[rows_M]
-        wide_MV.masked_fill_(wide_MV < least_B[rows_M, None], 0.0)
-        tokens_B[rows_M] = draw(wide_MV, uniform_B[rows_M])
-    return tokens_B
+    return ids_BK.gather(1, places_B[:, None])[:, 0], least_B, beyond_B
 
 
 def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:

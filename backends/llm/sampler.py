@@ -164,7 +164,8 @@ class Sampler:
         logits_MV = logits_BV if len(own) == len(logits_BV) else logits_BV[at_M]
         chances_MV = probabilities(logits_MV, temperature_M)
         if self._cut[own[0]]:
-            cuts = Cuts(top_k_M, top_p_M, min_p_M, int(self._top_k[own].max()))
+            top_k = self._top_k[own]
+            cuts = Cuts(top_k_M, top_p_M, min_p_M, int(top_k.max()), bool(top_k.all()))
             drawn_M = draw_cut(chances_MV, cuts, chance_M)
         else:
             if self._min_p[own].any():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.llm import chance
-from backends.llm.draw import Cuts, _nucleus, draw, draw_cut, probabilities
+from backends.llm.draw import Cuts, _draw_likeliest, _nucleus, draw, draw_cut, probabilities
 
 PLACES = 65
 ROWS = st.integers(0, 2**32 - 1)
@@ -32,7 +32,7 @@ def found(probabilities_BV: torch.Tensor, cuts: Cuts) -> list[set[int]]:
     """What is drawn at places from the first to the last."""
     places = torch.linspace(0, 1 - 1e-12, PLACES, dtype=torch.float64)
     rows, count = len(probabilities_BV), len(places)
-    many = Cuts(*(tensor.repeat_interleave(count) for tensor in cuts[:3]), cuts.most)
+    many = Cuts(*(tensor.repeat_interleave(count) for tensor in cuts[:3]), cuts.most, cuts.ranked)
     drawn = draw_cut(probabilities_BV.repeat_interleave(count, 0), many, places.repeat(rows))
     return [set(row.tolist()) for row in drawn.view(rows, count)]
 
@@ -44,6 +44,7 @@ def made(cuts: list[tuple[int, float, float]]) -> Cuts:
         torch.tensor(top_p, dtype=torch.float64),
         torch.tensor(min_p),
         max(top_k),
+        all(top_k),
     )
 
 
@@ -70,6 +71,19 @@ def test_cuts_keep_what_they_say(
         assert {t for t in expected if row[t] > 1.01 / (PLACES - 1) * whole} <= tokens
         if len(kept(row.double().tolist(), top_k, top_p, 0.0)) < 128:
             assert min(row[list(tokens)]) == min(row[list(expected)])
+
+
+@given(seed=ROWS, top_p=st.sampled_from([0.1, 0.7, 0.99, 1.0]), min_p=st.sampled_from([0.0, 0.2]))
+@settings(max_examples=30, deadline=None)
+def test_the_same_is_left_where_all_are_candidates(seed: int, top_p: float, min_p: float) -> None:
+    """As on a GPU where a nucleus is wide."""
+    chances_BV = torch.randn(1, 300, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    expected = kept(chances_BV[0].double().tolist(), 0, top_p, min_p)
+    places = torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)
+    cuts = made([(0, top_p, min_p)] * 2)
+    tokens, _, beyond = _draw_likeliest(chances_BV.repeat(2, 1), cuts, places, 300)
+    assert not beyond.any() and int(tokens[0]) == int(chances_BV.argmax())
+    assert chances_BV[0, tokens[1]] == min(chances_BV[0, list(expected)])
 
 
 @given(seed=ROWS, need=st.sampled_from([1e-9, 0.3, 0.9, 0.999]))
@@ -101,7 +115,7 @@ def test_what_is_drawn_from_a_cut_follows_the_probabilities_that_are_left(top_p:
     assert (len(expected) > 128) == (top_p > 0.9)
     count = 2000
     uniform = torch.linspace(0, 1 - 1e-12, count, dtype=torch.float64)
-    cuts = Cuts(*(tensor.expand(count) for tensor in made([(0, top_p, 0.0)])[:3]), 0)
+    cuts = Cuts(*(tensor.expand(count) for tensor in made([(0, top_p, 0.0)])[:3]), 0, False)
     drawn = draw_cut(chances_V.expand(count, -1).contiguous(), cuts, uniform)
     share = chances_V / chances_V[list(expected)].sum()
     shares = torch.bincount(drawn, minlength=200) / count
