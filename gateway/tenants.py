@@ -7,17 +7,22 @@ admitted = ended + live; a tenant's accounts outlive a change of the configurati
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.config_access import KeyConfig
 from gateway.errors import Forbidden, LimitReached
 from gateway.measures import Family
 from gateway.policy.admission import Admission, Admitted, Refused, TenantLimits
+from gateway.tally import LIVE, REQUESTS, TOKENS, Tally
 
 if TYPE_CHECKING:
     from gateway.lane import Exchange
+
+log = logging.getLogger(__name__)
 
 _LIMITS = {
     "requests": "requests per second",
@@ -39,8 +44,12 @@ class Visit:
     def end(self) -> None:
         tenant, tokens = self._tenant, self.tokens
         if self._admitted.settle(tenant.clock(), tokens):
+            reserved = self._admitted.reserved
+            used = reserved if tokens is None else tokens
             tenant.live -= 1
-            tenant.tokens += self._admitted.reserved if tokens is None else tokens
+            tenant.tokens += used
+            if tenant.shared is not None:
+                tenant.shared.ended(used - reserved)
 
 
 class Tenant:
@@ -55,11 +64,13 @@ class Tenant:
         "live",
         "name",
         "refused",
+        "shared",
         "tokens",
     )
 
     def __init__(self, config: KeyConfig, admission: Admission, clock: Callable[[], float]) -> None:
         self.name, self.config, self.clock = config.name, config, clock
+        self.shared: Share | None = None  # where it has limits and there are more workers
         self.limited = False  # whether its tokens count, so that requests must be looked into
         self._admission = admission
         self.admitted = self.live = 0
@@ -97,7 +108,10 @@ class Tenant:
         """Admit one request to the model, which reserves so many tokens. Raises Forbidden and
         LimitReached; who gets a visit ends it."""
         self.allow(model)
-        admitted = self._admission.admit(self.name, self.clock(), tokens=tokens)
+        now, elsewhere = self.clock(), 0
+        if self.shared is not None:
+            elsewhere = self.shared.catch_up(self._admission, now)
+        admitted = self._admission.admit(self.name, now, tokens=tokens, elsewhere=elsewhere)
         if isinstance(admitted, Refused):
             self.refused[admitted.reason] += 1
             raise LimitReached(
@@ -106,6 +120,8 @@ class Tenant:
             )
         self.admitted += 1
         self.live += 1
+        if self.shared is not None:
+            self.shared.began(tokens)
         return Visit(self, admitted)
 
     def enter(self, exchange: Exchange, model: str, tokens: float = 0.0) -> Visit:
@@ -115,11 +131,45 @@ class Tenant:
         return visit
 
 
-class Tenants:
-    """All of a worker's. `workers`: how many share the limits of each tenant."""
+class Share:
+    """One tenant's part of the tally: what the other workers have let in counts here too."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    __slots__ = ("_requests", "_tally", "_tenant", "_tokens")
+
+    def __init__(self, tally: Tally, tenant: str, live: int) -> None:
+        self._tally, self._tenant = tally, tenant
+        self._requests = tally.others(tenant, REQUESTS)
+        self._tokens = tally.others(tenant, TOKENS)
+        tally.add(tenant, LIVE, live)
+
+    def catch_up(self, admission: Admission, now: float) -> int:
+        """Charge what others have let in since; how many of theirs are in flight."""
+        tally, tenant = self._tally, self._tenant
+        requests, tokens = tally.others(tenant, REQUESTS), tally.others(tenant, TOKENS)
+        if requests != self._requests or tokens != self._tokens:
+            admission.charge(tenant, now, requests - self._requests, tokens - self._tokens)
+            self._requests, self._tokens = requests, tokens
+        return max(0, int(tally.others(tenant, LIVE)))
+
+    def began(self, tokens: float) -> None:
+        tally, tenant = self._tally, self._tenant
+        tally.add(tenant, REQUESTS, 1.0)
+        tally.add(tenant, LIVE, 1.0)
+        tally.add(tenant, TOKENS, tokens)
+
+    def ended(self, difference: float) -> None:
+        """It has used so many tokens more than were reserved."""
+        self._tally.add(self._tenant, LIVE, -1.0)
+        self._tally.add(self._tenant, TOKENS, difference)
+
+
+class Tenants:
+    """All of a worker's. `folder`: the gateway's own, where its workers share what they count; left
+    out, each worker keeps to its part of the limits."""
+
+    def __init__(self, clock: Callable[[], float], folder: Path | None = None) -> None:
+        self._clock, self._folder = clock, folder
+        self._tally: Tally | None = None
         self._tenants: dict[str, Tenant] = {}
         self._limits: dict[str, TenantLimits] = {}
         self._admission = Admission(self._limits.get)
@@ -127,11 +177,31 @@ class Tenants:
     def apply(self, keys: Sequence[KeyConfig], workers: int) -> None:
         """Tenants of removed keys stay as long as requests hold them; nobody finds them."""
         self._limits.clear()
+        for tenant in self._tenants.values():
+            tenant.shared = None
         self._tenants = {key.name: self._tenant(key) for key in keys}
-        for key in keys:
-            limits = limits_of(key, workers)
-            if limits is not None:
-                self._limits[key.name] = limits
+        limited = [key for key in keys if limits_of(key, 1) is not None]
+        tally = self._share([key.name for key in limited], workers)
+        for key in limited:
+            limits = limits_of(key, 1 if tally is not None else workers)
+            assert limits is not None
+            self._limits[key.name] = limits
+            if tally is not None:
+                tenant = self._tenants[key.name]
+                tenant.shared = Share(tally, key.name, tenant.live)
+
+    def _share(self, names: Sequence[str], workers: int) -> Tally | None:
+        """The tally of these tenants; None where there is nobody to share with."""
+        old, self._tally = self._tally, None
+        if old is not None:
+            old.close()
+        if self._folder is None or workers < 2 or not names:
+            return None
+        try:
+            self._tally = Tally(self._folder, names, workers)
+        except OSError as error:
+            log.error("limits are kept by each worker alone: %s", error)
+        return self._tally
 
     def _tenant(self, key: KeyConfig) -> Tenant:
         tenant = self._tenants.get(key.name) or Tenant(key, self._admission, self._clock)

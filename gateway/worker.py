@@ -114,7 +114,7 @@ class Worker:
         logging.getLogger().setLevel(config.server.log_level.upper())
         loop = asyncio.get_running_loop()
         whole = WholeGateway(self._control)
-        tenants = Tenants(loop.time)
+        tenants = Tenants(loop.time, Path(arguments["runtime"]))
         fleet = Fleet(
             config,
             Path(arguments["runtime"]),

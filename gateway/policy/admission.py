@@ -103,8 +103,22 @@ class Admission:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def admit(self, tenant: str, now: float, *, tokens: float = 0.0) -> Admitted | Refused:
-        """Take one request and `tokens` from the tenant's limits, or nothing at all."""
+    def charge(self, tenant: str, now: float, requests: float, tokens: float) -> None:
+        """What was taken of the same limits elsewhere."""
+        limits = self._limits(tenant)
+        if limits is None:
+            return
+        account = self._accounts.get(tenant) or self._open(tenant, limits, now)
+        if account.requests is not None:
+            account.requests.charge(requests, now)
+        if account.tokens is not None:
+            account.tokens.charge(tokens, now)
+
+    def admit(
+        self, tenant: str, now: float, *, tokens: float = 0.0, elsewhere: int = 0
+    ) -> Admitted | Refused:
+        """Take one request and `tokens` from the tenant's limits, or nothing at all. `elsewhere`:
+        its requests in flight at others that share the limits."""
         if not tokens >= 0.0:
             raise ValueError(f"tokens must not be negative, not {tokens}")
         limits = self._limits(tenant)
@@ -114,7 +128,7 @@ class Admission:
         account = self._accounts.get(tenant) or self._open(tenant, limits, now)
         if account.limits is not limits and account is not self._shared:
             account.adopt(limits, now)
-        if limits.concurrency is not None and account.in_flight >= limits.concurrency:
+        if limits.concurrency is not None and account.in_flight + elsewhere >= limits.concurrency:
             return Refused(None, "concurrency")
         waits = []
         if account.requests is not None:
