@@ -27,6 +27,7 @@ from backends.llm.runner import Launched, Ran, Runner
 from backends.llm.scheduler import Scheduler
 from backends.llm.sequence import Sequence, Table
 from backends.llm.versions import Versions
+from backends.llm.waiting import Waiting
 
 Emit = Callable[[list[Output]], None]
 # How long it has rested before it is looked over: between two requests there is better to do.
@@ -113,8 +114,8 @@ class Engine:
         self._mail.put(lambda: self._enter(leader))
 
     def cancel(self, key: Hashable, choice: int | None = None) -> None:
-        """All its choices, or one that has begun. What has ended meanwhile stays as it is."""
-        self._mail.put(lambda: self._end_all(key, "cancelled", choice=choice))
+        """All its choices, or one. What has ended meanwhile stays as it is."""
+        self._mail.put(lambda: self._cancel(key, choice))
 
     def load(self) -> EngineLoad:
         return self._load
@@ -189,13 +190,16 @@ class Engine:
             try:
                 first = self._mail.get(timeout=self._patience())
             except Empty:
-                self._look_over()
+                if self._unchecked:
+                    self._unchecked = False
+                    self._scheduler.check()
         # No more than that: a flood of mail must not hold up the steps.
         more = self._mail.qsize()
         if first is not None:
             first()
         for _ in range(more):
-            self._mail.get_nowait()()
+            if not self._closing:
+                self._mail.get_nowait()()
 
     @property
     def _busy(self) -> bool:
@@ -222,10 +226,10 @@ class Engine:
             self._sample(launched)
         # `short`: pages must be taken from sequences, and so none may be in flight.
         self._land_until(0 if scheduler.short else self._ahead)
-        stuck = settled and plan is None and not scheduler.running and scheduler.waiting.count > 0
+        stuck = settled and plan is None and not scheduler.running and scheduler.waiting.count
         self._stuck = self._stuck + 1 if stuck else 0
         if self._stuck > _STUCK:
-            self._give_up_head()
+            self._give_up(scheduler.waiting)
         self._tell()
         if plan is not None:
             self._meter.step(plan, self._clock() - now)
@@ -335,12 +339,13 @@ class Engine:
             self._outputs.append(outcome.last(sequence, finish, error))
         self._ledger.settle(leader)
 
-    def _end_all(
-        self, key: Hashable, finish: str, error: str = "", choice: int | None = None
-    ) -> None:
+    def _cancel(self, key: Hashable, choice: int | None) -> None:
         for sequence in self._ledger.live(key):
-            if choice is None or choice == sequence.choice:
-                self._end(sequence, finish, error)
+            if choice is None or sequence.choice == choice:
+                if choice is None or sequence.prompt_done:
+                    self._end(sequence, "cancelled")
+                else:  # until the prompt is computed, its choices are one
+                    self.cancel(key, choice)
 
     def _end(self, sequence: Sequence, finish: str, error: str = "") -> None:
         self._outputs.append(outcome.last(sequence, finish, error))
@@ -354,10 +359,10 @@ class Engine:
         self._scheduler.end(sequence, finish)
         self._ledger.settle(sequence)
 
-    def _give_up_head(self) -> None:
-        """Nothing runs, and yet it finds no room: it never will. No path leads here, and none must
-        end in a request that hangs."""
-        for sequence in next(self._scheduler.waiting.heads()).group:
+    def _give_up(self, waiting: Waiting) -> None:
+        """Nothing runs, and yet the first finds no room: it never will. No path leads here, and
+        none must end in a request that hangs."""
+        for sequence in next(waiting.heads()).group:
             self._end(sequence, "error", "there is no room for it, though nothing runs")
 
     def _tell(self) -> None:
@@ -372,13 +377,7 @@ class Engine:
         with suppress(Exception):
             self._on_crash(error)
 
-    # --------------------------------------------------------------------------------- rest and end
-
-    def _look_over(self) -> None:
-        """Nothing has been to do for a while: look whether a page was lost."""
-        if self._unchecked:
-            self._unchecked = False
-            self._scheduler.check()
+    # ----------------------------------------------------------------------------------------- end
 
     def _close(self) -> None:
         self._closing = True

@@ -208,6 +208,31 @@ def test_one_choice_can_be_cancelled_alone(ahead: int) -> None:
     assert engine.close()
 
 
+@AHEAD
+@pytest.mark.parametrize("choice", [0, 2])
+def test_one_choice_may_be_cancelled_before_it_began_or_later(ahead: int, choice: int) -> None:
+    network, listener = Gated(), Listener()
+    each = generation("a", [1] * 9, 6, n=3, temperature=1.0, seed=4)
+    engine = Engine(
+        network, listener, pages=32, page_size=4, ahead=ahead, token_budget=4, max_running=4
+    )
+    engine.start()
+    engine.submit(each)
+    assert network.entered.acquire(timeout=30)
+    engine.cancel("a", choice)
+    network.let(20)
+    listener.wait(3)
+    at_rest(engine)
+    whole = alone(each)
+    for other in range(3):
+        told = listener.tokens["a", other]
+        if other == choice:
+            assert listener.finish["a", other].finish == "cancelled" and len(told) < 6
+        else:
+            assert told == whole.tokens["a", other]
+    assert engine.close()
+
+
 def test_cancel_before_it_began() -> None:
     network, listener = Gated(), Listener()
     engine = Engine(network, listener, pages=32, page_size=4, max_running=1)
