@@ -130,6 +130,30 @@ async def test_an_answer_without_its_type_is_none(tmp_path):
         assert reply.status == 502 and b"without its type" in reply.body
 
 
+async def test_what_a_replica_says_after_it_was_given_up_is_not_heard(tmp_path):
+    over = asyncio.Event()
+
+    async def script(call):
+        if call.replica is first:
+            call._said = True
+            call.piece(b"what")
+            await call.cancelled.wait()
+            call._said = False
+            call.piece(b"data: wrong\n\n", final=True)
+            over.set()
+        else:
+            await over.wait()
+            await talk(call)
+
+    first, second = (FakeLLM(tmp_path / name, script) for name in "ab")
+    async with serving(tmp_path, first, second) as gateway:
+        gateway.fleet.set_weight("r1", 0.001)
+        reply = await gateway.post(STREAM)
+        assert reply.header("x-served-by") == "r1" and b"wrong" not in reply.body
+        assert reply.body.endswith(b"[DONE]\n\n")
+        assert gateway.counters()["done"] == 1
+
+
 async def test_bytes_that_are_no_frame_cost_the_link_and_no_call(tmp_path):
     async def script(call):
         if len(fake.calls) == 1:
@@ -508,7 +532,10 @@ async def test_a_call_that_cannot_begin_in_time_is_refused_when_it_comes(tmp_pat
         await until(lambda: gateway.model.status()["waiting"] == 6)
         step.release()
         await until(lambda: len(fake.calls) == 3)
-        late = await gateway.post(ASK, fields="x-deadline-ms: 2\r\n")
+        # One call in this time: the six before a new one take six times as long.
+        clock, since = asyncio.get_running_loop().time, gateway.model.calls._drain._since
+        await until(lambda: clock() - since > 0.1)
+        late = await gateway.post(ASK, fields="x-deadline-ms: 200\r\n")
         assert late.status == 429 and int(late.header("retry-after")) >= 1
         assert b"could not begin before its deadline" in late.body
         for _ in replies:
