@@ -282,8 +282,7 @@ class LlmReplica:
         if device_is_lost(error):
             lost = f"the device is lost: {error}"
         if lost:
-            self._post(self._fail, lost)
-            self._post(self.broken.set)
+            self._post(self._break, lost)
 
     # --------------------------------------------------------------------------- back on the loop
 
@@ -342,8 +341,16 @@ class LlmReplica:
         self._events("failed", reason=reason)
         self.changed()
 
+    def _break(self, reason: str) -> None:
+        """Only a new process can serve."""
+        if not self.broken.is_set():
+            self._fail(reason)
+            self.broken.set()
+
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
+        if self._machine is not None and self._machine.lost:
+            self._break(self._machine.lost)
         if self._follower is not None:
             self._follower.tick()
         busy = self._machine.busy_s() if self._machine is not None else 0.0

@@ -76,7 +76,10 @@ class Crew:
 
     @property
     def lost(self) -> str:
-        """Why it can serve no more; empty while it can."""
+        """Why it can serve no more; empty while it can. Looks whether all are alive."""
+        for rank, process in enumerate(self.processes, 1):
+            if not self._lost and not process.is_alive():
+                self._lost = f"rank {rank} has ended"
         return self._lost
 
     def load(self, request: Any, cancelled: Callable[[], bool] = lambda: False) -> Network:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from contextlib import contextmanager
 
 import orjson
@@ -83,12 +82,5 @@ def test_when_a_rank_is_lost_all_end_and_say_so(folder):
         ).stdout.splitlines()
         (rank,) = (int(line.split()[0]) for line in children if "spawn_main" in line)
         os.kill(rank, signal.SIGKILL)
-        end = time.monotonic() + 60
-        while replica.process.poll() is None:
-            assert time.monotonic() < end, replica.log.read_text()
-            try:
-                call(gateway, 2)
-                gateway._read(lambda frame: frame.kind == Kind.ERROR)
-            except OSError:
-                break
+        # Idle as it is: nobody has to ask first.
         assert replica.process.wait(60) == 1, "the supervisor starts another"
