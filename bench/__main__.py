@@ -19,6 +19,7 @@ examples:
   python -m bench run small-tensor --quick
   python -m bench load --url http://127.0.0.1:8080 --preset digits --rate 2000
   python -m bench compare before.json after.json
+  python -m bench report relay.json stream.json
   python -m bench rivals install
   python -m bench sim batching --quick
 """
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _run(verbs.add_parser("run", help="run one scenario"))
     _load(verbs.add_parser("load", help="put load on any HTTP server"))
     _compare(verbs.add_parser("compare", help="two records of a scenario: which is better"))
+    _report(verbs.add_parser("report", help="records as one HTML page and PNG pictures"))
     _rivals(verbs.add_parser("rivals", help="install the servers that we are measured beside"))
     sim = verbs.add_parser("sim", help="run the production policies in simulated time")
     sim.add_argument("subject", choices=sorted(SIMULATIONS))
@@ -142,6 +144,24 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: python -m bench compare before.json after.json"
     parser.add_argument("a", type=Path, metavar="A.json", help="what `bench run --json` wrote")
     parser.add_argument("b", type=Path, metavar="B.json", help="the same, of what may be better")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example: python -m bench report relay.json stream.json --out report"
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="what `bench run --json` wrote; left out, the records of docs/records",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/report"),
+        metavar="FOLDER",
+        help="where index.html and the pictures go (default runs/report)",
+    )
 
 
 def _rivals(parser: argparse.ArgumentParser) -> None:

@@ -95,7 +95,11 @@ class Record:
             "rivals": dict(self.rivals),
             "ratio_best_rival": self.ratio(self.best_rival),
             "ratio_floor": self.ratio(self.floor),
-            "detail": {"goals": [goal.to_json() for goal in self.goals], **self.detail},
+            "detail": {
+                "goals": [goal.to_json() for goal in self.goals],
+                "higher_is_better": self.higher_is_better,
+                **self.detail,
+            },
             "commit": commit(),
             "hardware": hardware(),
             "versions": {**versions(), **self.versions},

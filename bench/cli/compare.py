@@ -17,7 +17,7 @@ from bench.compare import CannotCompare, Row, compare, differences
 def main(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     try:
-        a, b = _read(args.a), _read(args.b)
+        a, b = read(args.a), read(args.b)
         rows = compare(a, b)
         others = differences(a, b)
     except CannotCompare as error:
@@ -50,7 +50,7 @@ def _table(metric: str, rows: list[Row]) -> Table:
     return table
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
     """The record in the file's last line. Raises CannotCompare."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -24,7 +24,7 @@ def haproxy(
     port = free_port()
     servers = [f"    server s{i} 127.0.0.1:{up} check" for i, up in enumerate(upstreams)]
     config = _fill(folder, "haproxy/haproxy.cfg", servers, port)
-    command = [rival.program, "-f", config]
+    command: list[str | Path] = [rival.program, "-f", config]
     return _relay(folder, rival, command, port, core, env=rival.env)
 
 
@@ -35,7 +35,7 @@ def nginx(
     # One lost request takes an upstream out for a second.
     servers = [f"        server 127.0.0.1:{up} max_fails=1 fail_timeout=1s;" for up in upstreams]
     config = _fill(folder, "nginx/nginx.conf", servers, port)
-    command = [rival.program, "-p", folder, "-c", config, "-e", "stderr"]
+    command: list[str | Path] = [rival.program, "-p", folder, "-c", config, "-e", "stderr"]
     return _relay(folder, rival, command, port, core, env=rival.env)
 
 
@@ -45,7 +45,15 @@ def envoy(folder: Path, rival: Rival, upstreams: Sequence[int], core: int | None
     servers = [place.replace("@", str(up)) for up in upstreams]
     config = _fill(folder, "envoy/envoy.yaml", servers, port)
     program = rival.environment / "bin" / "envoy"
-    command = [program, "-c", config, "--concurrency", "1", "--log-level", "error"]
+    command: list[str | Path] = [
+        program,
+        "-c",
+        config,
+        "--concurrency",
+        "1",
+        "--log-level",
+        "error",
+    ]
     command += ["--disable-hot-restart"]
     return _relay(folder, rival, command, port, core)
 
@@ -91,7 +99,15 @@ def litellm(folder: Path, rival: Rival, upstreams: Sequence[int], core: int | No
     ]
     config = _fill(folder, "litellm/config.yaml", servers, port)
     program = rival.environment / "bin" / "litellm"
-    command = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port)]
+    command: list[str | Path] = [
+        program,
+        "--config",
+        config,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--num_workers", "1", "--telemetry", "False"]
     env = {
         "LITELLM_LOG": "ERROR",

@@ -36,6 +36,7 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 REPLICAS = 2
 # Well below what two replicas on two cores can do: the load must not be what is measured.
 RATE = 200.0
+BIN_S = 0.1
 
 
 @dataclass(slots=True)
@@ -115,6 +116,7 @@ def run(options: Options) -> Record:
             "swap_pause_us": {"count": len(pauses), "max": pause, "median": _median(pauses)},
             "copy_us": copy_us,
             "replica_mb": memory,
+            "timeline": found["timeline"],
             "errors": sorted(set(found["before"].failed + found["during"].failed))[:5],
         },
     )
@@ -152,18 +154,38 @@ async def _measure(
     timeout = aiohttp.ClientTimeout(total=30)
     connector = aiohttp.TCPConnector(limit=0)
     memory: list[float] = []
+    published: list[float] = []
     seen: set[str] = set()
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         url = f"{clients}/v2/models/reload/infer"
         await _load(session, url, asyncio.create_task(asyncio.sleep(1.0)), set())  # warm-up
         before = await _load(session, url, asyncio.create_task(asyncio.sleep(quiet_s)), seen)
-        publishing = asyncio.create_task(_publish_all(admin, publisher, memory))
+        began = asyncio.get_running_loop().time()
+        publishing = asyncio.create_task(_publish_all(admin, publisher, memory, published))
         during = await _load(session, url, publishing, seen)
-    return {"before": before, "during": during, "replica_mb": memory, "served": len(seen)}
+    timeline = {"bins": _bins(during, began), "published": [at - began for at in published]}
+    found = {"before": before, "during": during, "replica_mb": memory, "served": len(seen)}
+    return {**found, "timeline": timeline}
 
 
-async def _publish_all(admin: str, publisher: Sequence[str], memory: list[float]) -> None:
-    """Returns when every replica serves the last version."""
+def _bins(phase: Phase, began: float) -> list[tuple[float, float, float]]:
+    """(seconds since `began`, p50, most in ms) of the answers in each BIN_S."""
+    ended, seconds = np.array(phase.ended) - began, np.array(phase.seconds) * 1e3
+    places = (ended / BIN_S).astype(int)
+    return [
+        (
+            float(place * BIN_S),
+            float(np.median(seconds[places == place])),
+            float(seconds[places == place].max()),
+        )
+        for place in np.unique(places)
+    ]
+
+
+async def _publish_all(
+    admin: str, publisher: Sequence[str], memory: list[float], published: list[float]
+) -> None:
+    """Notes when each was published. Returns when every replica serves the last version."""
     process = await asyncio.create_subprocess_exec(
         *python("-m", "bench.publisher", *publisher), cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -172,6 +194,7 @@ async def _publish_all(admin: str, publisher: Sequence[str], memory: list[float]
     try:
         async for line in process.stdout:
             version = line.decode().strip()
+            published.append(asyncio.get_running_loop().time())
             memory.append(await asyncio.to_thread(_replica_mb, admin))
         if await process.wait():
             raise RuntimeError(f"the publisher ended with status {process.returncode}")
