@@ -20,6 +20,8 @@ from trainer.speed import Speed, describe
 
 # How often a log that nobody watches gets a line.
 PLAIN_SECONDS = 5.0
+# A run that lasts so long can spare the second that the arithmetic's count takes.
+MEASURE_AFTER_S = 8.0
 
 
 class View(Protocol):
@@ -149,11 +151,14 @@ class Reporter:
     ) -> None:
         self._journal, self._view, self._every = journal, view, every
         self._sinks = tuple(sinks)
-        # Set when the run has a model and a device.
+        # Set when the run has a model and a device; `measure` is called once, when the run has
+        # lasted a while: its first use loads torch's compiler, which short runs need not wait for.
         self.speed = Speed(None, None, None)
+        self.measure: Callable[[], Speed] | None = None
         self.memory: Callable[[], int] | None = None
         self._batch, self._clock = batch_size, clock
-        self._since, self._readings = clock(), list[Reading]()
+        self._began = self._since = clock()
+        self._readings = list[Reading]()
 
     def step(self, reading: Reading, *, position: int, lr: float) -> None:
         """Once a step; every so many become one line, their loss and metrics averaged."""
@@ -181,6 +186,9 @@ class Reporter:
         if self._view is not None:
             self._view.progress(last.step, values, rates)
         self._since, self._readings = now, []
+        if self.measure is not None and now - self._began > MEASURE_AFTER_S:
+            self.speed, self.measure = self.measure(), None
+            self._since = self._clock()
 
     def event(self, event: str, text: str = "", **values: Any) -> None:
         """A line in the journal and, with a text, one for people."""

@@ -40,9 +40,14 @@ def open_reporter(session: Session, world: World) -> Reporter:
 
 
 def tell_speed(reporter: Reporter, session: Session, world: World) -> None:
-    """What a second is worth in this run; on rank 0, shortly before training begins."""
-    if not world.leads:
-        return
+    """What a second is worth in this run; on rank 0, before training begins."""
+    if world.leads:
+        reporter.speed = Speed(session.data.tokens_per_sample, None, None)
+        reporter.measure = lambda: measure(session, world)
+        reporter.memory = lambda: memory(world.device)
+
+
+def measure(session: Session, world: World) -> Speed:
     config = session.loaded.config
     flops = flops_per_sample(session.definition, session)
     given = config.metrics.peak_tflops
@@ -51,8 +56,7 @@ def tell_speed(reporter: Reporter, session: Session, world: World) -> None:
     if world.device.type == "cpu" and given is None:
         # What was measured is of all cores, which the ranks of a host share.
         each /= world.ranks
-    reporter.speed = Speed(session.data.tokens_per_sample, flops, each * world.ranks)
-    reporter.memory = lambda: memory(world.device)
+    return Speed(session.data.tokens_per_sample, flops, each * world.ranks)
 
 
 def flops_per_sample(definition: Definition, session: Session) -> float | None:

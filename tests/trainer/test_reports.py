@@ -16,7 +16,9 @@ from trainer.config import load
 from trainer.elastic import Place
 from trainer.errors import BadAddress, Diverged
 from trainer.exporter import Exporter
+from trainer.metrics import Journal, Reporter
 from trainer.process import dry_run
+from trainer.pulse import Reading
 from trainer.speed import Speed, count_flops, describe
 from trainer.spikes import Spikes
 from trainer.tensorboard import crc32c
@@ -62,6 +64,26 @@ def test_flops_are_those_of_the_products():
     assert count_flops(model.loss, batch) == 3 * forward - 2 * 4 * 8 * 16
 
 
+def test_flops_of_a_decoder_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from backends.models.decoder import Decoder
+
+    with torch.device("meta"):
+        model = Decoder(
+            model_type="llama",
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+        tokens = torch.zeros(2, 16, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model.loss({"tokens": tokens})[0].backward()
+    assert count_flops(model.loss, {"tokens": tokens}) == counter.get_total_flops()
+
+
 def test_a_model_that_needs_values_has_no_flops():
     with torch.device("meta"):
         model = Tiny()
@@ -79,6 +101,27 @@ def test_rates_are_in_tokens_where_samples_are_sequences():
     assert rates == {"samples_per_s": 1000.0, "tokens_per_s": 128_000.0, "mfu": 0.25}
     assert describe({**rates, "memory_bytes": 2**30}) == "128,000 tokens/s  MFU 25.0%  1.0 GiB"
     assert describe(Speed(None, None, None).rates(0.25)) == "0.2 samples/s"
+
+
+def test_arithmetic_is_counted_when_a_run_has_lasted_a_while(tmp_path):
+    now = [0.0]
+    reporter = Reporter(
+        Journal(tmp_path / "metrics.jsonl"), None, every=1, batch_size=10, clock=lambda: now[0]
+    )
+
+    def measure() -> Speed:
+        now[0] += 5.0  # which is not training's
+        return Speed(None, 2e9, 4e10)
+
+    reporter.measure = measure
+    for step in range(1, 5):
+        now[0] += 3.0
+        reading = Reading(step, loss=1.0, metrics={}, norm=1.0, stop=False, failed=False)
+        reporter.step(reading, position=step * 10, lr=0.1)
+    reporter.close()
+    lines = journal(tmp_path, "step")
+    assert [line["samples_per_s"] for line in lines] == [pytest.approx(10 / 3, abs=0.1)] * 4
+    assert ["mfu" in line for line in lines] == [False, False, False, True]
 
 
 def test_the_check_sum_is_castagnolis():
