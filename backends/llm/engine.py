@@ -27,7 +27,6 @@ from backends.llm.runner import Launched, Ran, Runner
 from backends.llm.scheduler import Scheduler
 from backends.llm.sequence import Sequence, Table
 from backends.llm.versions import Versions
-from backends.llm.waiting import Waiting
 
 Emit = Callable[[list[Output]], None]
 # How long it has rested before it is looked over: between two requests there is better to do.
@@ -229,7 +228,7 @@ class Engine:
         stuck = settled and plan is None and not scheduler.running and scheduler.waiting.count
         self._stuck = self._stuck + 1 if stuck else 0
         if self._stuck > _STUCK:
-            self._give_up(scheduler.waiting)
+            self._give_up()
         self._tell()
         if plan is not None:
             self._meter.step(plan, self._clock() - now)
@@ -359,10 +358,10 @@ class Engine:
         self._scheduler.end(sequence, finish)
         self._ledger.settle(sequence)
 
-    def _give_up(self, waiting: Waiting) -> None:
+    def _give_up(self) -> None:
         """Nothing runs, and yet the first finds no room: it never will. No path leads here, and
         none must end in a request that hangs."""
-        for sequence in next(waiting.heads()).group:
+        for sequence in next(self._scheduler.waiting.heads()).group:
             self._end(sequence, "error", "there is no room for it, though nothing runs")
 
     def _tell(self) -> None:
