@@ -72,13 +72,17 @@ class ChatTemplate:
         """The prompt, up to where the assistant speaks. `extra`: further variables of the
         template. Raises BadRequest where the template refuses the messages, else ModelFailed."""
         template = self._with_tools if tools else self._plain
-        variables = {**self._tokens, **(extra or {})}
+        own = {
+            "messages": messages,
+            "tools": tools or None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        for name in own.keys() & (extra or {}).keys():
+            message = f"chat_template_kwargs: {name!r} is set by the request itself"
+            raise BadRequest(message, param="chat_template_kwargs")
         try:
-            return template.render(
-                **{**variables, "messages": messages, "tools": tools or None},
-                documents=None,
-                add_generation_prompt=True,
-            )
+            return template.render({**self._tokens, **(extra or {}), **own})
         except _Raised as error:
             message = f"the model's chat template refuses this: {error}"
             raise BadRequest(message, param="messages") from error

@@ -43,6 +43,13 @@ def test_what_the_template_refuses_is_a_bad_request():
     assert found.value.param == "messages"
 
 
+def test_what_a_client_may_set():
+    template = ChatTemplate("{{ mode }}{{ messages | length }}", {}, None)
+    assert template.render(MESSAGES, extra={"mode": "x"}) == "x2"
+    with pytest.raises(BadRequest, match="'documents' is set by the request itself"):
+        template.render(MESSAGES, extra={"documents": []})
+
+
 @pytest.mark.parametrize(
     "source", ["{{ messages.nothing.at.all }}", "{{ ''.__class__.__mro__ }}", "{{ 1 // 0 }}"]
 )
