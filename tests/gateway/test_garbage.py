@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.scenarios.hot_path import BODY, CONFIG, REQUEST, MirrorLoop, Sink
+from bench.mirror import BODY, CONFIG, REQUEST, MirrorLoop, Sink
 from gateway.config import parse
 from gateway.fleet import Fleet
 from gateway.lane import Exchange, Lane
