@@ -38,10 +38,14 @@ class Recorder(Protocol):
 class CudaRecorder:
     """CUDA graphs that share one pool of memory: they never run at the same time."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self._pool, self._device = torch.cuda.graph_pool_handle(), device
 
     def __call__(self, run: Replay) -> Replay:
+        with torch.cuda.device(self._device):
+            return self._recorded(run)
+
+    def _recorded(self, run: Replay) -> Replay:
         # Once outside of a capture: kernels are compiled, libraries take their workspaces.
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
@@ -54,7 +58,8 @@ class CudaRecorder:
             logits_LV = run()
 
         def replay() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return logits_LV
 
         return replay
@@ -119,7 +124,7 @@ class GraphedNetwork:
         self,
         network: DecoderNetwork,
         *,
-        recorder: Callable[[], Recorder] = CudaRecorder,
+        recorder: Callable[[torch.device], Recorder] = CudaRecorder,
         sizes: Sequence[int] = SIZES,
     ) -> None:
         self._network, self._sizes, self._recorder = network, sorted(sizes), recorder
@@ -167,7 +172,7 @@ class GraphedNetwork:
 
     def _begin(self, cache: KVCache) -> None:
         self._graphs.clear()
-        self._record = self._recorder()
+        self._record = self._recorder(self.device)
         self._cache = cache
         pages = -(-self.max_context // cache.page_size)
         self._static = StaticStep(self._sizes[-1], pages, self.device)

@@ -12,6 +12,7 @@ H query heads, D head_dim, E = (H + 2K) · D, I hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +133,11 @@ class DecoderNetwork:
 
     @torch.inference_mode()
     def __call__(self, step: Step, cache: KVCache) -> Tensor:
+        # A kernel is launched on the thread's current device, wherever its tensors are.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._run(step, cache)
+
+    def _run(self, step: Step, cache: KVCache) -> Tensor:
         plan, kernels = self._plan(step, cache), self._kernels
         x_TC: Tensor = self._embedding_VC[step.tokens_T]
         delta_TC: Tensor | None = None

@@ -17,5 +17,6 @@ def kernels_for(device: torch.device) -> Callable[[Geometry], Kernels]:
     if device.type == "cuda" and find_spec("triton") is not None:
         from backends.llm.attention.triton import TritonKernels
 
-        return TritonKernels
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return lambda geometry: TritonKernels(geometry, processors)
     return PlainKernels

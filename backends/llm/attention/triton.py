@@ -24,15 +24,12 @@ PER_PROCESSOR, MAX_SPLITS = 4, 32
 
 
 class TritonKernels:
-    def __init__(self, geometry: Geometry, *, processors: int | None = None) -> None:
-        """`processors`: multiprocessors of the GPU; None asks torch."""
+    def __init__(self, geometry: Geometry, processors: int) -> None:
+        """`processors`: multiprocessors of the GPU."""
         g = self._geometry = geometry
         self._group = g.heads // g.kv_heads
         self._d2 = triton.next_power_of_2(g.head_dim)
         self._scale = g.head_dim**-0.5
-        if processors is None:
-            properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-            processors = properties.multi_processor_count
         self._programs = PER_PROCESSOR * processors
 
     def add_norm(

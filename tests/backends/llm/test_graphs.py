@@ -42,7 +42,7 @@ def networks(recording: Recording, seed: int = 1) -> tuple[GraphedNetwork, Decod
     for _ in range(2):
         made.append(DecoderNetwork(model.config, dtype=torch.float32))
         made[-1].load_(model.state_dict())
-    return GraphedNetwork(made[0], recorder=lambda: recording, sizes=(1, 2, 4)), made[1]
+    return GraphedNetwork(made[0], recorder=lambda _: recording, sizes=(1, 2, 4)), made[1]
 
 
 def same(pagers: tuple[Pager, Pager], chunks: dict[str, list[int]]) -> None:
@@ -102,15 +102,11 @@ def test_another_cache_gets_graphs_of_its_own_when_it_is_met(recording: Recordin
 def test_graphs_on_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from backends.llm.attention.triton import TritonKernels
-
     torch.manual_seed(1)
     model = Decoder(**config("qwen3", head_dim=64, max_position_embeddings=256))
     made: list[Any] = []
     for _ in range(2):
-        made.append(
-            DecoderNetwork(model.config, dtype=torch.float32, device="cuda", kernels=TritonKernels)
-        )
+        made.append(DecoderNetwork(model.config, dtype=torch.float32, device="cuda"))
         made[-1].load_(model.state_dict())
     pagers = (Pager(GraphedNetwork(made[0])), Pager(made[1]))
     same(pagers, {"a": [1, 2, 3], "b": [4]})
