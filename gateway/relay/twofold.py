@@ -15,6 +15,7 @@ from gateway.policy.hedging import Hedging
 from gateway.policy.load import Lease
 from gateway.relay.answering import CONNECTING, HEAD
 from gateway.relay.arm import Arm
+from gateway.relay.head import NO_BODY
 from gateway.relay.sending import Sending
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Twofold(Sending):
     def plan_hedge(self, hedging: Hedging, now: float) -> None:
         delay = hedging.delay(now)
         once = self.asked.idempotent and self._complete and not self.asked.upgrade
-        if once and delay is not None:
+        # SDKs say of every generation that it is idempotent; it is dear all the same.
+        dear = self.pool.repeats and self._length != NO_BODY
+        if once and not dear and delay is not None:
             self._hedge = self.pool.loop.call_later(delay, self._start_arm)
 
     def _start_arm(self) -> None:
