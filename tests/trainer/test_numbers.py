@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.config import OptimizerConfig, ParallelConfig, ScheduleConfig
+from trainer.average import Average
+from trainer.config import OptimizerConfig, ParallelConfig, Rule, ScheduleConfig
 from trainer.mesh import MeshPlan
 from trainer.optim import Optimizer
 from trainer.schedule import factor
@@ -62,6 +63,46 @@ def test_updates_are_those_of_torch(config):
         oracle.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_rules_change_rate_and_decay_by_name():
+    net = model()
+    rules = {
+        "2.*": Rule(lr=0.5, weight_decay=0.0),
+        "*.bias": Rule(weight_decay=0.2),
+        "*": Rule(9.0),
+    }
+    config = OptimizerConfig(name="sgd", lr=1, weight_decay=0.1, momentum=0.0, rules=rules)
+    optimizer = Optimizer(dict(net.named_parameters()), config)
+    found = {name: (group.decay, group.lr) for group in optimizer.groups for name in group.names}
+    assert found["2.weight"] == (0.0, 0.5) and found["2.bias"] == (0.0, 0.5)  # the first counts
+    assert found["0.bias"] == (0.2, 1.0) and found["0.weight"] == (0.1, 9.0)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(torch.ones(3, 5)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
+    optimizer.take_gradients()
+    optimizer.step(1, 0.1)
+    for name, parameter in net.named_parameters():
+        decay, lr = found[name]
+        wanted = before[name] - 0.1 * lr * (gradients[name] + decay * before[name])
+        torch.testing.assert_close(parameter, wanted)
+
+
+def test_an_average_follows_early_and_then_slowly():
+    net = model()
+    average = Average(dict(net.named_parameters()), 0.9)
+    wanted = net[2].weight.detach().clone()
+    for step in range(1, 200):
+        with torch.no_grad():
+            net[2].weight.add_(0.01)
+        decay = min(0.9, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * net[2].weight.detach()
+        average.update(step)
+    torch.testing.assert_close(average.tensors["2.weight"], wanted)
+    own = net[2].weight.detach().clone()
+    with average.shown():
+        torch.testing.assert_close(net[2].weight.detach(), wanted)
+    assert torch.equal(net[2].weight, own)
 
 
 def test_frozen_parameters_stay_and_untouched_ones_only_decay():

@@ -166,3 +166,10 @@ def test_a_sample_counts_by_the_tokens_that_are_asked_for(chat):
 def test_a_conversation_that_is_too_long_is_refused(chat, tmp_path):
     with pytest.raises(BadPlugin, match=r"conversation 1 has \d+ tokens, more than"):
         Chat([str(tmp_path / "talks.jsonl")], str(tmp_path / "tokenizer"), 4)
+
+
+def test_a_template_that_refuses_says_why(chat, tmp_path):
+    template = "{{ raise_exception('roles must alternate') }}"
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(template)
+    with pytest.raises(BadPlugin, match="refuses a line: roles must alternate"):
+        Chat([str(tmp_path / "talks.jsonl")], str(tmp_path / "tokenizer"), 64)

@@ -8,6 +8,7 @@ piece of a stream.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,23 +174,32 @@ class Talks:
 
 
 def _renderer(vocabulary: Vocabulary) -> Any:
+    """With what `transformers` offers to templates, as replicas have it (`backends.llm.template`)."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    template = vocabulary.chat_template()
-    if template is None:
+    source = vocabulary.chat_template()
+    if source is None:
         raise BadPlugin("data.config.tokenizer: it has no chat template; use trainer.data:Text")
 
     def refuse(message: str) -> None:
-        raise ValueError(message)
+        raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
     environment.globals["raise_exception"] = refuse
-    compiled = environment.from_string(template)
+    environment.globals["strftime_now"] = time.strftime
     settings = vocabulary.settings()
     special = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token")}
 
     def render(messages: Sequence[Mapping[str, str]], *, prompt: bool) -> str:
-        return compiled.render(messages=messages, add_generation_prompt=prompt, **special)
+        try:
+            template = environment.from_string(source)
+            return template.render(messages=messages, add_generation_prompt=prompt, **special)
+        except TemplateError as error:
+            raise BadPlugin(f"data.config: the chat template refuses a line: {error}") from error
 
     return render
 
