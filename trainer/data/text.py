@@ -174,7 +174,7 @@ class Talks:
 
 
 def _renderer(vocabulary: Vocabulary) -> Any:
-    """With what `transformers` offers to templates, as replicas have it (`backends.llm.template`)."""
+    """With what `transformers` offers to templates, and replicas too (`backends.llm.template`)."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
