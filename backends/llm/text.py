@@ -34,7 +34,9 @@ class TextModel:
     @classmethod
     def load(cls, folder: Path, max_context: int) -> TextModel:
         """Raises BadTokenizer."""
-        tokenizer = Tokenizer.load(folder)
+        tokenizer, template = Tokenizer.load(folder), ChatTemplate.load(folder)
+        if template is not None and template.tools is not None:
+            tokenizer.reveal(*template.tools.marks)
         config = _json(folder / "config.json")
         size = config.get("vocab_size", len(tokenizer.pieces))
         if not isinstance(size, int) or not 0 < size <= 1 << 24:
@@ -42,7 +44,7 @@ class TextModel:
         stop_ids = _stop_ids(folder, config, tokenizer, size)
         return cls(
             tokenizer=tokenizer,
-            template=ChatTemplate.load(folder),
+            template=template,
             stop_ids=stop_ids,
             max_context=max_context,
             vocabulary=Vocabulary(tokenizer.pieces[:size], size, stop_ids),

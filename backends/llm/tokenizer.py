@@ -66,6 +66,13 @@ class Tokenizer:
         except OSError as error:
             raise BadTokenizer(f"{folder}/tokenizer.json cannot be read: {error}") from error
 
+    def reveal(self, *names: str) -> None:
+        """Let special tokens of these names be text: what reads them needs to see them. Before the
+        tokenizer is shared."""
+        for name in names:
+            if name in self.special:
+                self.pieces[self.special[name]] = name.encode()
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """`special`: with the tokens that begin (or end) a text, as the model was trained. Names
         of special tokens in the text become those tokens, which is how templates write them."""

@@ -24,6 +24,11 @@ class ToolCall(NamedTuple):
 class ToolFormat:
     name: str
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """By which calls are found in the text."""
+        return (OPEN, CLOSE) if self.name == "hermes" else ()
+
     def parser(self) -> ToolParser:
         return HermesParser() if self.name == "hermes" else LlamaParser()
 

@@ -1,0 +1,65 @@
+"""A checkpoint's text files: what ends an answer, how long one may be, what is text at all."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from backends.llm.errors import BadTokenizer, ContextTooLong
+from backends.llm.text import TextModel
+from tests.backends.llm.scripted import EOS, HERMES, byte_level, text_model, write_model
+
+
+def test_every_place_that_names_an_end_counts(tmp_path):
+    write_model(tmp_path, eos_token_id=5)
+    (tmp_path / "generation_config.json").write_bytes(orjson.dumps({"eos_token_id": [6, 7, 10**6]}))
+    text = TextModel.load(tmp_path, 100)
+    end = text.tokenizer.id_of(EOS)
+    assert text.stop_ids == {5, 6, 7, end}
+    assert text.max_context == 100 and text.template is not None
+
+
+def test_the_model_may_have_more_logits_than_there_are_tokens(tmp_path):
+    write_model(tmp_path, vocab_size=1000)
+    text = TextModel.load(tmp_path, 100)
+    assert (text.vocabulary.size, text.vocabulary.words) == (1000, 32)
+
+
+def test_marks_of_tools_are_text_though_they_be_special(tmp_path):
+    write_model(tmp_path, template=HERMES)
+    library = byte_level()
+    library.add_special_tokens(["<tool_call>", "</tool_call>", "<other>"])
+    (tmp_path / "tokenizer.json").write_text(library.to_str())
+    text = TextModel.load(tmp_path, 100)
+    tokens = text.tokenizer.encode("<tool_call>a<other></tool_call>", special=False)
+    assert text.tokenizer.decode(tokens) == "<tool_call>a</tool_call>"
+    write_model(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(library.to_str())
+    assert TextModel.load(tmp_path, 100).tokenizer.decode(tokens) == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("tokenizer.json", b"{}"),
+        ("config.json", b"[]"),
+        ("config.json", b"{"),
+        ("config.json", b'{"vocab_size": -1}'),
+        ("generation_config.json", b"x"),
+        ("tokenizer_config.json", b"x"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, name, data):
+    write_model(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadTokenizer, match=name.replace(".", r"\.")):
+        TextModel.load(tmp_path, 100)
+
+
+def test_room_for_an_answer():
+    text = text_model(max_context=100)
+    assert text.room(90, None, "prompt") == 10 and text.room(90, 10, "prompt") == 10
+    assert text.room(100, 0, "prompt") == 0
+    for prompt, limit in ((90, 11), (100, None), (101, 0)):
+        with pytest.raises(ContextTooLong, match="maximum context length is 100"):
+            text.room(prompt, limit, "prompt")
