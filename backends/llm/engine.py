@@ -64,14 +64,14 @@ class Engine:
         )
         self._ledger = Ledger(max_waiting)
 
-        def scheduler() -> Scheduler:
+        def scheduler(serving: str) -> Scheduler:
             table = Table(max_running, self._limits.context, page_size)
             budget = max(token_budget, max_running)
-            return Scheduler(table, Pages(pages), budget=budget, isolate=isolate, reuse=reuse)
+            new = Scheduler(table, Pages(pages), budget=budget, isolate=isolate, reuse=reuse)
+            new.serving = serving
+            return new
 
-        self._new_scheduler = scheduler
-        self._scheduler = scheduler()
-        self._scheduler.serving = version
+        self._new_scheduler, self._scheduler = scheduler, scheduler(version)
         self._runner = Runner(network, self._scheduler.table, pages)
         self._runner.add(version, network)
         self._versions = Versions(version)
@@ -79,6 +79,7 @@ class Engine:
         self._flight: deque[Ran] = deque()
         self._outputs: list[Output] = []
         self._mail: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._mail.put(self._runner.attach)
         self._closing, self._stuck = False, 0
         self._unchecked = False
         self._meter, self._load_at = Meter(), float("-inf")
@@ -393,8 +394,6 @@ class Engine:
             self._ledger.settle(sequence)
         self._tell()
         if not self._closing:
-            serving = self._scheduler.serving
             self._flight.clear()
-            self._scheduler = self._new_scheduler()
-            self._scheduler.serving = serving
+            self._scheduler = self._new_scheduler(self._scheduler.serving)
             self._runner.begin(self._scheduler.table)

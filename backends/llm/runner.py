@@ -87,6 +87,11 @@ class Runner:
         self.sampler = Sampler(table, self._like.vocabulary, self.device)
         self._last_R = torch.zeros(table.rows, dtype=torch.int64, device=self.device)
 
+    def attach(self) -> None:
+        """The calling thread is the one that runs steps."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     # ------------------------------------------------------------------------------------ versions
 
     def check(self, version: str, network: Network) -> None:
