@@ -68,6 +68,15 @@ def test_text_needs_no_quotes_in_an_argument():
         (["parallel.dp_replicate=-1"], ["parallel.dp_replicate", "-1 here or in dp_shard"]),
         (["publish.channel=x", "publish.require=accuracy is good"], ["'accuracy is good' is no"]),
         (["publish.require=accuracy > 0.9"], ["publish.channel"]),
+        (["parallel.cp=2"], ["parallel.cp: expected 1", "parallel.tp"]),
+        (["parallel.pp=2"], ["data.micro_batch", "a pipeline works on micro-batches"]),
+        (["parallel.chunks=3"], ["parallel.chunks", "parallel.pp above 1"]),
+        (["parallel.layers=[1, -1]"], ["whole numbers, such as [8, 8]"]),
+        (["lora.alpha=8"], ["lora.alpha", 'only with "rank"']),
+        (["lora.rank=8", "parallel.tp=2"], ["lora.rank", "not cut over ranks"]),
+        (["spike.window=8"], ["spike.window", 'only with "factor"']),
+        (["optimizer.rules={ a = { speed = 1 } }"], ["'a' must have lr, weight_decay or both"]),
+        (["metrics.prometheus=here"], ['"127.0.0.1:9400"']),
         (["checkpoint.mode=later"], ["one of async, sync"]),
         (["checkpoint.shard_size=big"], ['"512 MiB"']),
         (["model.class=noclass"], ['"module:Class"']),
@@ -87,6 +96,13 @@ def test_every_problem_is_listed_with_its_line():
         "t.toml:15: optimizer.eps: expected a number above 0 up to 1, got 2.0",
         "t.toml:13: optimizer.lr: missing; expected a number above 0 up to 1000",
     ]
+
+
+def test_a_model_is_a_class_or_what_it_starts_from():
+    bare = GOOD.replace('class = "m:M"\nconfig = { width = 4 }', "")
+    assert 'model.class: missing; expected a class as "module:Class", or "init"' in problem(bare)
+    assert parse(bare, Path("t.toml"), {}, ["model.init=x"]).model.init == "x"
+    assert "model.config" in problem(bare, "model.init=x", "model.config.width=3")
 
 
 def test_wrong_environment_variables_are_named():
