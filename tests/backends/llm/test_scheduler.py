@@ -255,6 +255,28 @@ def test_tenants_share_what_there_is() -> None:
     driver.drain()
 
 
+def test_tenants_that_always_want_more_get_as_much_whatever_they_ask_at_a_time() -> None:
+    driver = Driver(pages=40)
+    fairness = driver.scheduler.fairness
+    ever = [fairness.enter(tenant) for tenant in ("long", "short")]  # they never leave
+    asks = {"long": (20, 8), "short": (3, 2)}
+    for step in range(600):
+        waiting = [s.generation.tenant for s in driver.scheduler.waiting]
+        for tenant, (length, tokens) in asks.items():
+            if waiting.count(tenant) < ROWS:
+                driver.submit(length, tokens, tenant=tenant, token=step % 50)
+        driver.plan()
+        driver.land()
+        driver.sequences = [s for s in driver.sequences if s.finish is None]
+    got = fairness.counters[ever]
+    assert min(got) > 2000
+    # The largest request of each row may have begun before the other's turn came.
+    assert abs(got[0] - got[1]) <= ROWS * (20 + 2 * 8)
+    for index in ever:
+        fairness.leave(index)
+    driver.drain()
+
+
 def test_a_step_in_flight_keeps_the_pages_of_what_has_ended() -> None:
     driver = Driver()
     driver.submit(3, 9)
