@@ -197,10 +197,6 @@ class HttpReply:
         if self._slow or (gate is not None and not gate.whole):
             return
         if not self._opened:
-            if self.exchange.is_half_closed and now - self._beat >= PROBE_S:
-                # It has most probably left; if so, the socket says it. Clients pass over this one.
-                self._beat = now
-                self.exchange.inform(100)
             # Whoever stands between us and the client ends connections that are silent for long.
             if self._stream and now - quiet_since >= self._heartbeat_s:
                 self._open(EVENTS, self._fields)

@@ -197,7 +197,7 @@ class Exchange:
 
     def inform(self, status: int, fields: bytes = b"") -> None:
         """An interim answer (1xx), for clients that understand them."""
-        assert 100 <= status < 200 and status != SWITCHING, "start() answers, inform() announces"
+        assert 100 < status < 200 and status != SWITCHING, "start() answers, inform() announces"
         conn = self._conn
         if conn is not None and self.phase == OPEN and self.head.framing.minor == 1:
             conn.send(self, b"%b%b\r\n" % (status_line(status), fields))
