@@ -49,15 +49,16 @@ def _show(found: GatewayConfig) -> None:
     workers = f"{server.workers} worker" + "s" * (server.workers > 1)
     console.print(f"{found.path}: good; {workers} on {server.listen}, admin on {server.admin}")
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "replicas", "aim", "deadline", "queue", "batch", "routing"):
+    for column in ("model", "kind", "replicas", "aim", "deadline", "queue", "batch", "routing"):
         table.add_column(column)
     for model in found.models:
         table.add_row(
             model.name,
+            "http" if model.http else model.kind or "as told",
             _replicas(model),
             f"{model.slo_ms:g} ms" if model.slo_ms is not None else "none",
             f"{model.timeout_ms:g} ms",
-            f"{model.max_queue} rows",
+            f"{model.max_queue} " + ("rows" if model.kind == "tensor" else "requests"),
             f"{model.max_batch_size} rows" if model.max_batch_size else "replica's",
             model.routing,
         )

@@ -229,3 +229,14 @@ async def test_every_request_gets_exactly_one_terminal_message(steps, random):
     ended += [message["id"] for message in await talk.said()]
     assert sorted(ended) == sorted(f"r{number}" for number in range(sent))
     assert talk.surface.held == 0
+
+
+async def test_the_handshakes_version_holds_where_a_message_names_none():
+    model = FakeModel()
+    talk = Talk(model, head=handshake("x-model-version: 2"))
+    talk.send(infer("a"), infer("b", model_version="3-abc"))
+    assert [request.version for request in model.submitted] == ["2-def", "3-abc"]
+    wrong = Talk(FakeModel(), head=handshake("x-model-version: 77"))
+    wrong.send(infer("a"))
+    message = await wrong.one()
+    assert (message["type"], message["status"]) == ("error", 404)
