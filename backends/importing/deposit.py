@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from backends.checkpoint import ChannelRecord, Part, Run, Staging, commit, publish
+from backends.importing.blueprint import Blueprint, blueprint
 from backends.importing.material import ImportFailed, Material
-from backends.llm.network_weights import EMBEDDING, HEAD, shapes
-from backends.models.config import DecoderConfig
 
-CLASS = "backends.models.decoder:Decoder"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Of one file: a shard is in memory while it is written.
 SHARD_BYTES = 2 << 30
@@ -33,7 +30,7 @@ def deposit(
     run: Run,
     *,
     channel: str = "stable",
-    dtype: str = "bf16",
+    dtype: str | None = None,
     progress: Progress = lambda _: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ChannelRecord:
@@ -42,43 +39,36 @@ def deposit(
     Raises ImportFailed when the source does not fit, a CheckpointError or OSError when it cannot be
     written; the run is then as it was.
     """
-    decoder = material.decoder()
+    plan = blueprint(material, DTYPES[dtype] if dtype is not None else None)
     step = max(run.steps(), default=-1) + 1
     staging = Staging(run, step, f"import{os.getpid()}", 0)
     staging.create()
     try:
-        parts = _write(material, decoder, staging, DTYPES[dtype], progress, shard_bytes)
-        model = {"class": CLASS, "config": _config(material, DTYPES[dtype])}
-        expected: dict[str, tuple[Sequence[int], torch.dtype]] = {
-            name: (shape, DTYPES[dtype]) for name, shape in shapes(decoder).items()
-        }
-        ties = {HEAD: EMBEDDING} if decoder.tied else {}
-        expected |= {alias: expected[name] for alias, name in ties.items()}
+        parts = _write(material, plan, staging, progress, shard_bytes)
+        model = {"class": plan.class_, "config": plan.config}
+        expected: dict[str, tuple[Sequence[int], torch.dtype]] = dict(plan.tensors)
+        expected |= {alias: expected[name] for alias, name in plan.ties.items()}
     except BaseException:
         staging.discard()
         raise
-    commit(staging, parts, ranks=1, model=model, expected=expected, position=0, ties=ties)
+    commit(staging, parts, ranks=1, model=model, expected=expected, position=0, ties=plan.ties)
     return publish(run, channel, step)
 
 
-def total_bytes(material: Material, dtype: str) -> int:
-    return sum(math.prod(s) for s in shapes(material.decoder()).values()) * DTYPES[dtype].itemsize
+def total_bytes(material: Material, dtype: str | None) -> int:
+    plan = blueprint(material, DTYPES[dtype] if dtype is not None else None)
+    return sum(math.prod(shape) * kind.itemsize for shape, kind in plan.tensors.values())
 
 
 def _write(
-    material: Material,
-    decoder: DecoderConfig,
-    staging: Staging,
-    dtype: torch.dtype,
-    progress: Progress,
-    shard_bytes: int,
+    material: Material, plan: Blueprint, staging: Staging, progress: Progress, shard_bytes: int
 ) -> list[Part]:
-    files = _planned(decoder, dtype, shard_bytes)
+    files = _planned(plan, shard_bytes)
     parts = []
     for index, names in enumerate(files):
         tensors = {}
         for name in names:
-            tensors[name] = _cast(name, material.read(name), dtype)
+            tensors[name] = _cast(name, material.read(name), plan.tensors[name][1])
             progress(tensors[name].nbytes)
         parts.append(staging.write_shard(index, len(files), tensors))
     for name, data in material.files.items():
@@ -86,10 +76,10 @@ def _write(
     return parts
 
 
-def _planned(decoder: DecoderConfig, dtype: torch.dtype, limit: int) -> list[list[str]]:
+def _planned(plan: Blueprint, limit: int) -> list[list[str]]:
     files: list[list[str]] = [[]]
     room = limit
-    for name, shape in shapes(decoder).items():
+    for name, (shape, dtype) in plan.tensors.items():
         size = math.prod(shape) * dtype.itemsize
         if files[-1] and size > room:
             files.append([])
@@ -107,10 +97,3 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             told = f"does not fit {dtype}; use --dtype bf16"
         raise ImportFailed(f"tensor {name} {told}")
     return cast
-
-
-def _config(material: Material, dtype: torch.dtype) -> dict[str, Any]:
-    name = str(dtype).removeprefix("torch.")
-    config = {key: value for key, value in material.config.items() if value is not None}
-    config.pop("torch_dtype", None)
-    return config | {"dtype": name}

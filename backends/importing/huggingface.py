@@ -19,6 +19,7 @@ from backends.importing.material import ImportFailed, Material
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Beside tokenizer.json, which must be there. Python in such folders is neither copied nor run.
+SENTENCES = "sentence_bert_config.json"
 COPIED = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 # Files of before 2024 hold what is computed from the config.
 COMPUTED = ".rotary_emb.inv_freq"
@@ -31,6 +32,8 @@ def is_folder(path: Path) -> bool:
 def read_folder(folder: Path) -> Material:
     """Raises ImportFailed."""
     config = _json(folder / "config.json")
+    if (folder / SENTENCES).is_file():  # of a sentence-transformers model
+        config |= {"max_seq_length": _json(folder / SENTENCES).get("max_seq_length")}
     where = _where(folder)
     shapes = {name: shape for file in sorted(set(where.values())) for name, shape in _head(file)}
     missing = sorted(where.keys() - shapes.keys())

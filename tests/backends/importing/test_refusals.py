@@ -92,13 +92,15 @@ def test_gguf_files(facts: dict[str, Any], named: str, run: Run, tmp_path: Path)
 def test_other_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 40)
     (tmp_path / "m.bin").write_bytes(b"")
+    (tmp_path / "m.pth").write_bytes(b"")
     (tmp_path / "bad.whl").write_bytes(b"no zip")
     empty = wheel(tmp_path / "empty.whl")
     _, decoder = model("qwen2")
     files = [gguf_file(tmp_path / f"{name}.gguf", decoder) for name in ("a", "b")]
     for source, named in (
         (tmp_path / "m.gguf", "not a GGUF file"),
-        (tmp_path / "m.bin", "neither in .gguf nor in .whl"),
+        (tmp_path / "m.bin", "none of .gguf, .whl and .pth"),
+        (tmp_path / "m.pth", "only efficientnet-lite0"),
         (tmp_path / "bad.whl", "bad.whl"),
         (empty, "0 GGUF files"),
         (wheel(tmp_path / "two.whl", *files), "2 GGUF files"),

@@ -10,7 +10,7 @@ import torch
 from backends.checkpoint import Run
 from backends.importing.deposit import deposit
 from backends.importing.sources import cache, opened
-from backends.llm.network import DecoderNetwork
+from backends.llm.network_choice import choose_network
 from backends.models.config import DecoderConfig
 from tests.backends.llm.pager import Pager
 
@@ -30,11 +30,12 @@ def test_it_knows_the_capital_of_france_as_transformers_does(tmp_path: Path) -> 
     prompt = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16)
     wanted = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0].tolist()
     del model
 
-    network = DecoderNetwork(DecoderConfig.parse(manifest.model["config"]), dtype=torch.float32)
+    config = DecoderConfig.parse(manifest.model["config"])
+    network = choose_network(config, dtype=torch.bfloat16, device="cpu", page_size=16)
     network.load_checkpoint_(run.folder(0), manifest)
     pager, found = Pager(network, page_size=16), prompt["input_ids"][0].tolist()
     chunk = list(found)
