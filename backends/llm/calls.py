@@ -63,7 +63,7 @@ class Live:
 
 
 class Ended:
-    """What a call tells of the version that answered it."""
+    """What a call tells of the version that answered it: `tokens` of a choice in `seconds`."""
 
     __slots__ = ("failed", "seconds", "tokens", "version")
 
@@ -317,8 +317,7 @@ class Calls:
     def _report(self, live: Live, *, failed: bool) -> None:
         reply = live.reply
         if reply is not None and reply.version:
-            tokens = reply.usage.completion
-            self._ended(Ended(reply.version, tokens, live.last - live.first, failed))
+            self._ended(Ended(reply.version, reply.length, live.last - live.first, failed))
 
 
 def _read(frame: Frame) -> Call:

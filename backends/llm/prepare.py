@@ -45,7 +45,10 @@ class Preparation:
 
     def quick(self, body: Buffer) -> bool:
         """It takes no longer than a loop may stand still."""
-        return len(body) <= SMALL and not any(mark in bytes(body) for mark in _SLOW)
+        if len(body) > SMALL:
+            return False
+        text = bytes(body)
+        return not any(mark in text for mark in _SLOW)
 
     def now(self, surface: str, body: Buffer, text: TextModel) -> Asked:
         """Raises BackendError."""

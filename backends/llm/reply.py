@@ -56,6 +56,11 @@ class Reply:
         made = sum(choice.tokens for choice in self._choices)
         return Usage(sum(map(len, self._prompts)), made, sum(self._cached))
 
+    @property
+    def length(self) -> int:
+        """Tokens of a choice, on average: as many as there were steps for it."""
+        return self.usage.completion // len(self._choices)
+
     def ended(self, prompt: int, choice: int) -> bool:
         """Nothing more is needed of that choice of the prompt."""
         return self._choices[prompt * self._n + choice].finished

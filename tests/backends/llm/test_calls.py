@@ -324,3 +324,12 @@ async def test_a_choice_that_met_its_stop_string_frees_its_pages_alone():
     first, second = orjson.loads(desk.reply(id)[0])["choices"]
     assert (first["message"]["content"], second["message"]["content"]) == ("ab ", "no end of it")
     assert settled(desk) == (1, 0, 0)
+
+
+async def test_a_call_tells_of_its_version_by_the_steps_that_it_took():
+    desk = Desk(lambda generation: ["abcdefgh"] * generation.n)
+    desk.answer("chat", {**HI, "n": 3})
+    desk.answer("completions", {"prompt": ["a", "b"]})
+    length = len(desk.text.tokenizer.encode("abcdefgh", special=False))
+    assert [(e.version, e.tokens, e.failed) for e in desk.ended] == [("1-a", length, False)] * 2
+    assert all(e.seconds >= 0 for e in desk.ended)
