@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 # Why a choice ended. "stop": a stop id or the end of a mask; "length": max_tokens or the context;
 # "cancelled": the caller asked; "deadline": its time was over; "error": `Output.error` says what.
 FINISHES = ("stop", "length", "cancelled", "deadline", "error")
+# The error of a choice whose model computes no numbers.
+NOT_FINITE = "the model's logits are not finite"
 
 
 class TokenMask(Protocol):

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 from backends.checkpoint import Cancelled
 from backends.claim import NotFinite
 from backends.errors import ModelFailed, NotReady
-from backends.llm.generation import EngineLoad, Generation, GenerationEngine, Output, Sampling
-from backends.llm.outcome import NOT_FINITE
+from backends.llm.generation import (
+    NOT_FINITE,
+    EngineLoad,
+    Generation,
+    GenerationEngine,
+    Output,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from backends.llm.network import Network

@@ -14,8 +14,8 @@ from backends.llm.engine import Engine
 from backends.llm.network import DecoderNetwork, Network
 from backends.llm.parallel import Crew
 from backends.models.decoder import Decoder
+from tests.backends.llm.engine.test_engine import prompts
 from tests.backends.llm.fakes import Listener, generation, run
-from tests.backends.llm.test_engine import prompts
 from tests.backends.models.shapes import config
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.llm.sequence import Rows, Sequence, Table
+from backends.llm.engine.sequence import Rows, Sequence, Table
 
 
 class Chunk(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from backends.errors import Conflict, NotReady, Overloaded
-from backends.llm.ledger import Ledger
-from backends.llm.sequence import Sequence
+from backends.llm.engine.ledger import Ledger
+from backends.llm.engine.sequence import Sequence
 from tests.backends.llm.fakes import generation
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.llm.attention import KVCache
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.sampler import Chosen, Likely, Sampler, likely
+from backends.llm.engine.sequence import Rows, Table
+from backends.llm.engine.staging import put
 from backends.llm.network import Network
-from backends.llm.plan import Plan
-from backends.llm.sampler import Chosen, Likely, Sampler, likely
-from backends.llm.sequence import Rows, Table
-from backends.llm.staging import put
 from backends.llm.step import Step
 
 Masks = Sequential[tuple[int, NDArray[np.uint32]]]

@@ -336,7 +336,7 @@ def test_a_defect_ends_what_is_owed_and_begins_anew() -> None:
 
 
 def test_a_page_that_is_lost_is_noticed_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backends.llm.engine._REST_S", 0.0)
+    monkeypatch.setattr("backends.llm.engine.engine._REST_S", 0.0)
     listener, noticed = Listener(), threading.Event()
     engine = Engine(
         HashNetwork(), listener, pages=32, page_size=4, crashed=lambda error: noticed.set()

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Hashable
 
 from backends.errors import Conflict, NotReady, Overloaded
-from backends.llm.sequence import Sequence
+from backends.llm.engine.sequence import Sequence
 
 
 class Ledger:

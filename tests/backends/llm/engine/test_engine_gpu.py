@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from backends.llm.engine import Engine
+from backends.llm.engine.staging import put
 from backends.llm.network import DecoderNetwork
-from backends.llm.staging import put
 from backends.models.decoder import Decoder
+from tests.backends.llm.engine.test_engine import prompts
+from tests.backends.llm.engine.test_staging import ARRAYS
 from tests.backends.llm.fakes import Listener, ListMask, generation, run
-from tests.backends.llm.test_engine import prompts
-from tests.backends.llm.test_staging import ARRAYS
 from tests.backends.models.shapes import config
 
 pytestmark = [

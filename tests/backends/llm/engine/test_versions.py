@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from backends.llm.engine import Engine
-from backends.llm.versions import Versions
+from backends.llm.engine.versions import Versions
 from tests.backends.llm.fakes import Gated, HashNetwork, Listener, alone, at_rest, generation
 
 AHEAD = pytest.mark.parametrize("ahead", [0, 1])

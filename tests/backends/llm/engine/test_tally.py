@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.llm.tally import Tally
+from backends.llm.engine.tally import Tally
 
 TOKENS = st.lists(st.integers(0, 60), max_size=120)
 

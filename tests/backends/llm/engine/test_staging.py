@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from backends.llm.staging import pack, put, unpack
+from backends.llm.engine.staging import pack, put, unpack
 
 ARRAYS = [
     np.arange(7, dtype=np.int64),

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.llm.generation import Logprob, Output
-from backends.llm.runner import LikelyRows, Ran
-from backends.llm.sampler import BAD
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.runner import LikelyRows, Ran
+from backends.llm.engine.sampler import BAD
+from backends.llm.engine.sequence import Sequence, Table
+from backends.llm.generation import NOT_FINITE, Logprob, Output
 
-NOT_FINITE = "the model's logits are not finite"
 NOT_ALLOWED = f"{NOT_FINITE}, or the mask of this choice allows no token"
 
 

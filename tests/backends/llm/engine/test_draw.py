@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.llm import chance
-from backends.llm.draw import Cuts, _draw_likeliest, _nucleus, draw, draw_cut, probabilities
+from backends.llm.engine import chance
+from backends.llm.engine.draw import Cuts, _draw_likeliest, _nucleus, draw, draw_cut, probabilities
 
 PLACES = 65
 ROWS = st.integers(0, 2**32 - 1)

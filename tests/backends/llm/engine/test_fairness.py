@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.llm.fairness import OUTPUT_WEIGHT, Fairness
+from backends.llm.engine.fairness import OUTPUT_WEIGHT, Fairness
 
 
 def test_one_that_comes_late_starts_where_the_least_of_the_others_is() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends.llm.sampler import BAD, Sampler
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.sampler import BAD, Sampler
+from backends.llm.engine.sequence import Sequence, Table
 from tests.backends.llm.fakes import ListMask, generation
 
 VOCABULARY = 70

@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.scheduler import Scheduler
 from backends.llm.generation import EngineLoad
-from backends.llm.plan import Plan
-from backends.llm.scheduler import Scheduler
 
 # Half of what counts is this old or younger, in seconds of work.
 _HALF_S = 2.0

@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from backends.llm.admission import Limits, admit
-from backends.llm.pages import Pages
-from backends.llm.plan import Plan
-from backends.llm.scheduler import Scheduler
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.admission import Limits, admit
+from backends.llm.engine.pages import Pages
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.scheduler import Scheduler
+from backends.llm.engine.sequence import Sequence, Table
 from tests.backends.llm.fakes import generation
 
 SIZE, PAGES, ROWS, BUDGET, CONTEXT = 4, 10, 4, 9, 32

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.llm.plan import Plan
-from backends.llm.runner import Masks
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.runner import Masks
+from backends.llm.engine.sequence import Sequence, Table
 
 
 class Failed(NamedTuple):

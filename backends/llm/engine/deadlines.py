@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 
-from backends.llm.sequence import Sequence
+from backends.llm.engine.sequence import Sequence
 
 # What ended before its deadline is swept out when that many entries were added since.
 _SWEEP = 256

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from backends.llm.pages import OutOfPages, Pages, Unsound
+from backends.llm.engine.pages import OutOfPages, Pages, Unsound
 
 TOTAL = 7
 

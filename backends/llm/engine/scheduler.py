@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.llm.deadlines import Deadlines
-from backends.llm.fairness import Fairness
-from backends.llm.pages import Pages, Unsound
-from backends.llm.plan import Chunk, Plan
-from backends.llm.prefix import Prefix
-from backends.llm.running import Running
-from backends.llm.sequence import Rows, Sequence, Table
-from backends.llm.waiting import Waiting
+from backends.llm.engine.deadlines import Deadlines
+from backends.llm.engine.fairness import Fairness
+from backends.llm.engine.pages import Pages, Unsound
+from backends.llm.engine.plan import Chunk, Plan
+from backends.llm.engine.prefix import Prefix
+from backends.llm.engine.running import Running
+from backends.llm.engine.sequence import Rows, Sequence, Table
+from backends.llm.engine.waiting import Waiting
 
 # The logits of all its tokens are wanted at once: that many rows of the vocabulary's width.
 LOGPROB_CHUNK = 256

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from backends.llm.fairness import Fairness
-from backends.llm.sequence import Sequence
+from backends.llm.engine.fairness import Fairness
+from backends.llm.engine.sequence import Sequence
 
 _Line = OrderedDict[Sequence, None]
 

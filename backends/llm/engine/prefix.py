@@ -12,9 +12,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.llm.pages import Pages
-from backends.llm.plan import Plan
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.pages import Pages
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.sequence import Sequence, Table
 
 # Clients choose the tokens, so a collision that can be looked for would show one tenant another's
 # text: 128 bits of a cryptographic hash, at about a microsecond a page.

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.llm import chance
-from backends.llm.draw import Cuts, draw, draw_cut, probabilities
-from backends.llm.sequence import Rows, Sequence, Table
-from backends.llm.staging import put
-from backends.llm.tally import Tally
+from backends.llm.engine import chance
+from backends.llm.engine.draw import Cuts, draw, draw_cut, probabilities
+from backends.llm.engine.sequence import Rows, Sequence, Table
+from backends.llm.engine.staging import put
+from backends.llm.engine.tally import Tally
 
 BAD = -1
 _COLD = 1e-5

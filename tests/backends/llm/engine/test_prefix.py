@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.llm.pages import Pages
-from backends.llm.prefix import Prefix, chain, root
-from backends.llm.sequence import Sequence, Table
+from backends.llm.engine.pages import Pages
+from backends.llm.engine.prefix import Prefix, chain, root
+from backends.llm.engine.sequence import Sequence, Table
 from tests.backends.llm.fakes import generation
 
 SIZE = 4

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from backends.llm.engine.sequence import Sequence
 from backends.llm.errors import BadRequest, ContextTooLong
 from backends.llm.generation import Generation, Sampling
-from backends.llm.sequence import Sequence
 
 # They are copied from the device for each token; OpenAI's own limit is 20.
 MAX_TOP = 128

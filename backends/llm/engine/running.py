@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from backends.llm.sequence import Rows, Sequence
+from backends.llm.engine.sequence import Rows, Sequence
 
 _Key = TypeVar("_Key", bound=Hashable)
 

@@ -15,18 +15,18 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from backends.llm import masking, outcome
-from backends.llm.admission import Limits, admit
+from backends.llm.engine import masking, outcome
+from backends.llm.engine.admission import Limits, admit
+from backends.llm.engine.ledger import Ledger
+from backends.llm.engine.load import Meter
+from backends.llm.engine.pages import Pages
+from backends.llm.engine.plan import Plan
+from backends.llm.engine.runner import Launched, Ran, Runner
+from backends.llm.engine.scheduler import Scheduler
+from backends.llm.engine.sequence import Sequence, Table
+from backends.llm.engine.versions import Versions
 from backends.llm.generation import EngineLoad, Generation, Output
-from backends.llm.ledger import Ledger
-from backends.llm.load import Meter
 from backends.llm.network import Network
-from backends.llm.pages import Pages
-from backends.llm.plan import Plan
-from backends.llm.runner import Launched, Ran, Runner
-from backends.llm.scheduler import Scheduler
-from backends.llm.sequence import Sequence, Table
-from backends.llm.versions import Versions
 
 Emit = Callable[[list[Output]], None]
 # How long it has rested before it is looked over: between two requests there is better to do.

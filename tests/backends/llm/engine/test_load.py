@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backends.llm.load import Length, Meter, Rate
-from tests.backends.llm.test_scheduler import Driver
+from backends.llm.engine.load import Length, Meter, Rate
+from tests.backends.llm.engine.test_scheduler import Driver
 
 
 def test_a_rate_is_of_late_work_and_nothing_at_first() -> None:
