@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.errors import TrainerError
+from trainer.meeting import meet
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def join(place: Place, device: torch.device, environ: Mapping[str, str]) -> Worl
         timeout=CONTACT,
         wait_for_workers=False,
     )
-    attempt = f"trainer/{place.restarts}/{place.ranks}"
+    attempt = f"trainer/{meet(store, place.rank, place.ranks, CONTACT)}"
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
         store=dist.PrefixStore(attempt, store),  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "checkpoint.probe=2", "evaluate.every=1000")
 SERVER = (*PLAIN, "sync.method=server", "sync.workers=0", "sync.parts=2", "sync.patience_s=30")
 ASYNC = ("sync.carry=deltas", "sync.every=3", "sync.staleness=2", "sync.outer_lr=0.7")
-ASYNC += ("sync.outer_momentum=0.5", "sync.lease_s=1")
+ASYNC += ("sync.outer_momentum=0.5", "sync.lease_s=2")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ class Party:
 
     def serve(self) -> Ranks:
         argv = [str(self.config), *self.overrides]
-        hurt = {0: slow_evaluation} if "sync.lease_s=1" in argv else None
+        hurt = {0: slow_evaluation} if "sync.lease_s=2" in argv else None
         self.server = Ranks(self._folder / "logs", argv, hurt=hurt)
         return self.server
 
@@ -121,7 +121,7 @@ def slow_evaluation() -> None:
     def slow(self):  # type: ignore[no-untyped-def]
         if not seen:
             seen.append(True)
-            time.sleep(1.5)
+            time.sleep(2.5)
         return run(self)
 
     Evaluator.run = slow  # type: ignore[method-assign]
@@ -209,9 +209,9 @@ def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     assert {pid(arrival) for arrival in read(run).arrivals} == {
         worker.processes[0].pid for worker in (steady, killed, slow, late)
     }
-    # Evaluations took longer than a lease, and nobody was taken for dead but the one that was.
-    (left,) = journal(run, "left")
-    assert f"-{killed.processes[0].pid}-" in left["worker"]
+    # An evaluation took longer than a lease, and who beat meanwhile was not taken for dead.
+    left = {int(line["worker"].split("-")[-2]) for line in journal(run, "left")}
+    assert killed.processes[0].pid in left and steady.processes[0].pid not in left
     party.assert_replays()
     assert 0 < party.replayed.staleness <= 3 * 3 + 2
     losses = [line["loss"] for line in journal(run, "step")]
