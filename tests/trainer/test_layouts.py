@@ -98,6 +98,34 @@ def test_first_values_do_not_depend_on_the_layout(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("sharded", ()), ("copied", ("parallel.dp_shard=1", "parallel.dp_replicate=2"))],
+)
+def test_updates_learn_alike_on_any_ranks(folder, alone, name, mesh):
+    options = (f'model.init="{alone}@4"', "lora.rank=4", "optimizer.ema=0.5", "steps=3")
+    one = train(folder, f"tuned-alone-{name}", *options)
+    many = train(folder, f"tuned-{name}", *options, *mesh, count=2)
+    assert readings(many, "loss") == pytest.approx(readings(one, "loss"), rel=1e-5)
+    ours, theirs = Run(many).manifest(3), Run(one).manifest(3)
+    assert ours.structure_id == theirs.structure_id == Run(alone).manifest(4).structure_id
+    weights = read_tensors(Run(many).folder(3), ours)
+    for name, wanted in read_tensors(Run(one).folder(3), theirs).items():
+        torch.testing.assert_close(weights[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_share_one_cache_of_tokens(folder, tmp_path):
+    lines = (f'{{"text": "{n}: to be, or not to be; that is the question"}}' for n in range(40))
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    data = f'{{files=["{tmp_path}/*.jsonl"], length=16, held_out=0.5, cache="{tmp_path}/cache"}}'
+    options = ("data.class=trainer.data:Text", f"data.config={data}", "model.config.vocab_size=257")
+    one = train(folder, "text-alone", *options, "steps=2")
+    two = train(folder, "text-of-two", *options, "steps=2", count=2)
+    assert readings(two, "loss") == pytest.approx(readings(one, "loss"), rel=1e-5)
+    assert len([f for f in (tmp_path / "cache").iterdir() if f.is_dir()]) == 1
+    assert "model/tokenizer.json" in Run(two).manifest(2).files
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (("parallel.tp=4",), "parallel.tp = 4 does not divide the model's 2 kv_heads"),
