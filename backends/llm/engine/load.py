@@ -59,11 +59,11 @@ class Meter:
         self._prefill, self._decode, self._length = Rate(), Rate(), Length()
 
     def step(self, plan: Plan, seconds: float) -> None:
-        """A mixed step is a prompt's: what decodes it has are few beside its tokens."""
-        prompt = plan.prefill_tokens
-        if prompt:
+        """A mixed step counts for both: prompts that come slow the answers that run, and who asks
+        for the rate of one wants to know it as it is beside the other."""
+        if prompt := plan.prefill_tokens:
             self._prefill.observe(prompt, seconds)
-        else:
+        if len(plan.decodes):
             self._decode.observe(len(plan.decodes), seconds)
 
     def choice(self, tokens: int) -> None:

@@ -53,3 +53,16 @@ def test_the_load_counts_what_runs_and_what_waits() -> None:
     assert end.running == end.waiting == end.prompt_tokens == end.output_tokens == 0
     assert end.pages_free + end.pages_cached == end.pages_total
     assert end.prompt_total == 31
+
+
+def test_a_mixed_step_counts_for_prompts_and_for_answers() -> None:
+    driver, meter = Driver(), Meter()
+    driver.submit(2, 8)
+    driver.plan()
+    driver.land()
+    driver.submit(20, 4)
+    plan = driver.plan()
+    assert plan is not None
+    meter.step(plan, 0.5)
+    load = meter.load(driver.scheduler)
+    assert (load.prefill_rate, load.decode_rate) == (16, 2)
