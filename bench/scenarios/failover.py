@@ -187,7 +187,7 @@ def kill_native(options: Options, folder: Path, server: Server, base: str, admin
 def failover(options: Options) -> Record:
     rivals = chosen(options.rivals, quick=options.quick, among=RELAYS)
     hurt = Series("hurt until, after the kill", "ms", higher_is_better=False)
-    kills = 2 if options.quick else 5
+    kills = 2 if options.quick else 3
     found: dict[str, list[Found]] = {}
 
     def measure(name: str, take: Callable[[], Found]) -> float:

@@ -54,7 +54,7 @@ def measure(options: Options, name: str, unit: str, *, stream: bool) -> Record:
                 )
 
         near = contest.start(contest.near)
-        turns([*near, contest.add_direct()], 2 if quick else 7, 1 if quick else 3)
+        turns([*near, contest.add_direct()], 2 if quick else 5, 1 if quick else 3)
         curve = {} if quick or stream else _curve(contest, near)
         for far in contest.far:
             turns(contest.start([far]), 1 if quick else 3, 1 if quick else 3)
@@ -88,7 +88,7 @@ def _rate(contest: Contest, name: str, repetition: int) -> float:
     if repetition == 0 or not quick:
         with suppress(MeasureFailed):  # caches, connections to the upstreams
             contest.burst(name, CONNECTIONS, 1)
-    return contest.burst(name, CONNECTIONS, 1 if quick else 3, metered=True).rate
+    return contest.burst(name, CONNECTIONS, 1 if quick else 2, metered=True).rate
 
 
 def _rig_bound(rate: Series) -> list[str]:
