@@ -87,7 +87,7 @@ def probe_inputs(
     """The inputs of `infer` from the held-out samples, or why there can be none."""
     signature = getattr(model, "signature", None)
     if not callable(getattr(model, "infer", None)) or not isinstance(signature, Signature):
-        return "the model has no infer() with a signature, so it cannot be served either"
+        return "the model has no infer() with a signature"
     if signature.ragged != "refuse":
         return "its inputs are ragged"
     batch = held_out.take(torch.arange(min(rows, len(held_out), signature.max_batch_size)))
@@ -98,9 +98,11 @@ def probe_inputs(
             return f"the held-out data has no {spec.name!r}, which infer() takes"
         if dtype is None:
             return f"input {spec.name!r} is of type {spec.datatype}"
-        inputs[spec.name] = batch[spec.name].to(dtype)
-        shape = tuple(inputs[spec.name].shape[1:])
-        wanted = tuple(spec.shape)
+        given, wanted = batch[spec.name].to(dtype), tuple(spec.shape)
+        if given.ndim == 1 and wanted == (1,):
+            given = given[:, None]  # a number a sample, for which the protocol has no shape
+        inputs[spec.name] = given
+        shape = tuple(given.shape[1:])
         fits = len(shape) == len(wanted) and all(
             want in (-1, have) for have, want in zip(shape, wanted, strict=True)
         )
