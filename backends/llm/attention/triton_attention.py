@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# `do_not_specialize`: counts that differ from step to step, which no kernel is to be compiled for.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -48,7 +49,7 @@ def _tile(
     return m_M, l_M, acc_MD
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def decode(
     q, keys, values, out, part, part_stat, contexts, pages, width, scale,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, Z: tl.constexpr,
@@ -103,7 +104,7 @@ def merge(
     tl.store(out + row * D + d, out_D.to(out.dtype.element_ty), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "sequences"])
 def prefill(
     q, keys, values, out, starts, contexts, pages, sequences, width, scale,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, Z: tl.constexpr,

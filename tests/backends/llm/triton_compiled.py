@@ -35,8 +35,8 @@ def main() -> None:
     merge = {"part": F, "part_stat": F, "out": B}
     compiled(triton_attention.merge, merge, {"D": 128, "D2": 128, "SPLITS": 6, "N2": 8})
     prefill = attention | numbers | {"starts": N, "sequences": "i32"}
-    for size, alone in ((128, {}), (64, {"sequences": 1})):
-        constants = SHAPE | {"D": size, "D2": size, "TOKENS": 64, "ROWS": 128, "BLOCK": 64} | alone
+    for size in (128, 64):
+        constants = SHAPE | {"D": size, "D2": size, "TOKENS": 64, "ROWS": 128, "BLOCK": 64}
         compiled(triton_attention.prefill, prefill, constants, 8)
     norm = {"x": B, "delta": B, "weight": B, "out": B, "eps": "fp32"}
     for adds in (True, False):
