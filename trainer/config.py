@@ -15,14 +15,19 @@ from typing import Any
 
 from trainer.config_balance import BalanceConfig
 from trainer.config_balance import contradictions as balance_contradictions
+from trainer.config_learning import (
+    LoraConfig,
+    OptimizerConfig,
+    Rule,
+    ScheduleConfig,
+    SpikeConfig,
+    learning_contradictions,
+)
 from trainer.config_source import (
     BOOLEAN,
-    NAMES,
-    PAIR,
     SIZE,
     TABLE,
     WHOLES,
-    Kind,
     Source,
     choice,
     key,
@@ -37,30 +42,29 @@ from trainer.config_sync import SyncConfig, contradictions, misfits
 from trainer.errors import ConfigError, Problem
 from trainer.gate import Gate
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What is different for the parameters whose names match a pattern."""
-
-    lr: float = 1.0
-    weight_decay: float | None = None
-
-
-def _rules(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return None
-    found: dict[str, Rule] = {}
-    for pattern, items in value.items():
-        if not isinstance(items, dict) or not items or set(items) - {"lr", "weight_decay"}:
-            raise ValueError(f"{pattern!r} must have lr, weight_decay or both")
-        if any(type(v) not in (int, float) or not 0 <= v <= 1e6 for v in items.values()):
-            raise ValueError(f"{pattern!r} must have numbers from 0")
-        found[pattern] = Rule(**{name: float(v) for name, v in items.items()})
-    return found
-
-
-RULES = Kind("a table of patterns, each with lr or weight_decay", _rules)
 PREFIX = "PENSTOCK_TRAINER_"
+__all__ = [
+    "BalanceConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "Loaded",
+    "LoraConfig",
+    "MetricsConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PublishConfig",
+    "Rule",
+    "ScheduleConfig",
+    "SpikeConfig",
+    "SyncConfig",
+    "TrainConfig",
+    "describe",
+    "load",
+    "parse",
+]
 CLASS = text('a class as "module:Class"', r"[\w.]+:\w+")
 CHANNEL = text("a name of letters, digits and . _ -", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -82,26 +86,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig:
-    rank: int | None = key(
-        whole(1, 4096),
-        "of the updates that learn while the model stays; left out, all learns",
-        default=None,
-    )
-    alpha: float | None = key(
-        number(0, 1e6, above=True), "updates count alpha / rank; twice the rank", default=None
-    )
-    targets: tuple[str, ...] = key(
-        NAMES, "patterns of the Linears that get one", default=("*.q_proj", "*.v_proj")
-    )
-    dropout: float = key(number(0, 0.9), "of what an update is computed from", default=0.0)
-
-    @property
-    def scale(self) -> float:
-        return (self.alpha / self.rank if self.alpha else 2.0) if self.rank else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     class_: str = key(CLASS, "the data; found beside the file, or installed", name="class")
     config: Mapping[str, Any] = key(TABLE, "arguments of the class", default_factory=dict)
@@ -109,44 +93,6 @@ class DataConfig:
     micro_batch: int | None = key(
         whole(1), "samples that a rank takes at a time; more are accumulated", default=None
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
-    name: str = key(choice("adamw", "sgd"), "the optimizer", default="adamw")
-    lr: float = key(number(0, 1e3, above=True), "the learning rate after warm-up")
-    weight_decay: float = key(
-        number(0, 10), "decay of parameters with two or more dimensions", default=0.0
-    )
-    betas: tuple[float, float] = key(PAIR, "AdamW's averages", default=(0.9, 0.95))
-    eps: float = key(number(0, 1, above=True), "AdamW's floor of the divisor", default=1e-8)
-    momentum: float = key(number(0, 1), "SGD's momentum", default=0.9)
-    clip: float | None = key(
-        number(0, 1e9, above=True), "the largest norm of the gradient", default=None
-    )
-    rules: Mapping[str, Rule] = key(
-        RULES,
-        'for parameters that match: { "*.embed*" = { lr = 0.1, weight_decay = 0 } }; lr is a '
-        "factor, the first match counts",
-        default_factory=dict,
-    )
-    ema: float | None = key(
-        number(0, 1, above=True),
-        "decay of a moving average of the weights, which is evaluated and published",
-        default=None,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleConfig:
-    name: str = key(
-        choice("constant", "cosine", "linear", "wsd"), "how the rate falls", default="constant"
-    )
-    warmup: int = key(whole(0), "steps over which the rate rises", default=0)
-    decay: int | None = key(
-        whole(1), "wsd: the last steps, over which the rate falls; a fifth of all", default=None
-    )
-    final: float = key(number(0, 1), "the rate's share that is left at the end", default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,16 +156,6 @@ class EvaluateConfig:
         whole(1), "steps between evaluations; each checkpoint has one anyway", default=None
     )
     batch_size: int = key(whole(1), "held-out samples that a rank takes at a time", default=256)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpikeConfig:
-    factor: float | None = key(
-        number(1, 1e6, above=True),
-        "a loss above so many times the usual one stops the run, before it is committed",
-        default=None,
-    )
-    window: int = key(whole(4, 10**5), "steps whose median is the usual loss", default=50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,16 +276,10 @@ def parse(
 
 def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What no single key shows, and keys that would have no effect."""
-    written = tree.get("optimizer", {})
-    for name, owner in (("betas", "adamw"), ("eps", "adamw"), ("momentum", "sgd")):
-        if name in written and config.optimizer.name != owner:
-            yield f"optimizer.{name}", f'has a meaning only with optimizer.name = "{owner}"'
-    schedule = config.schedule
-    if schedule.decay is not None and schedule.name != "wsd":
-        yield "schedule.decay", 'has a meaning only with schedule.name = "wsd"'
-    if schedule.name == "constant" and "final" in tree.get("schedule", {}):
-        yield "schedule.final", 'a constant rate does not fall; choose another "name"'
     yield from _model(config, tree)
+    yield from learning_contradictions(
+        config.optimizer, config.schedule, config.lora, config.spike, tree
+    )
     sizes = (config.parallel.dp_replicate, config.parallel.dp_shard)
     if sizes.count(-1) > 1 or 0 in sizes:
         yield "parallel.dp_replicate", "expected a number from 1, or -1 here or in dp_shard"
@@ -363,8 +293,6 @@ def _contradictions(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tu
         config.compute.compile,
         config.sync.method,
     )
-    if config.optimizer.ema is not None and config.sync.method != "gradients":
-        yield "optimizer.ema", 'goes with sync.method = "gradients"'
     if config.publish.require and config.publish.channel is None:
         yield "publish.require", 'guards a channel; name one with publish.channel = "stable"'
     every, commits = config.publish.every, config.checkpoint.every
@@ -387,12 +315,7 @@ def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, 
             "model.config",
             'has a meaning only with "class"; with "init" alone, it is what that has',
         )
-    if config.spike.factor is None and "window" in tree.get("spike", {}):
-        yield "spike.window", 'has a meaning only with "factor"'
-    if config.lora.rank is None:
-        for name in tree.get("lora", {}):
-            yield f"lora.{name}", 'has a meaning only with "rank"'
-    elif config.parallel.tp > 1 or config.parallel.pp > 1:
+    if config.lora.rank is not None and (config.parallel.tp > 1 or config.parallel.pp > 1):
         yield "lora.rank", "updates are not cut over ranks; set parallel.tp and parallel.pp to 1"
     if config.optimizer.ema is not None and config.sync.method != "gradients":
         yield "optimizer.ema", 'goes with sync.method = "gradients"'
@@ -431,7 +354,7 @@ def _describe(name: str, item: Any) -> str:
     needed = item.default is MISSING and item.default_factory is MISSING
     left_out = item.default in (MISSING, None, Gate())
     note = " (needed)" if needed else "" if left_out else f" (default {_written(item.default)})"
-    return f"    {name:<14}{item.metadata['doc']}{note}"
+    return f"    {name:<15}{item.metadata['doc']}{note}"
 
 
 def _written(value: Any) -> str:
