@@ -17,20 +17,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from backends.checkpoint import Cancelled, Manifest, ReaderLease, Run, read_tensors
+from backends.checkpoint import Cancelled, Corrupt, Manifest, ReaderLease, Run, read_tensors
+from backends.checkpoint.records import digest, read_bounded
 from backends.checkpoint.tensors import empty
 from backends.claim import NotFinite, claimed, reason
 from backends.errors import ModelFailed
+from backends.llm.errors import BadTokenizer
 from backends.model import ServedModel, import_class
 from backends.reload import Failure, LoadFailed, Stage, Target
 from backends.tensor.memory import Uninitialised, free, host_room, room
 from backends.tensor.probe import check_probe, warm_up
 from backends.tensor.runner import Runner
+from backends.tensor.texts import TextInput
 from backends.tiers import Room, Tier, choose
 from backends.wire import Signature
 
 # Elements looked at in one go: torch holds no lock meanwhile, and the temporary stays small.
 FINITE_CHUNK = 1 << 20
+TOKENIZER = "model/tokenizer.json"
+# Of one text, where the model does not say.
+MAX_TOKENS = 8192
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +50,8 @@ class Version:
     bytes: int = 0
     # In the host's memory, from where it is exchanged with what is on the device. It runs nothing.
     shadow: bool = False
+    # How it takes texts, if it does.
+    text: TextInput | None = None
 
     def release(self) -> None:
         """Give up the claim on the checkpoint. Blocks on the disk."""
@@ -142,6 +150,7 @@ class Loader:
                 structure=manifest.structure_id,
                 bytes=_size(manifest),
                 shadow=shadow,
+                text=_text_input(model, run.folder(target.step), manifest),
             )
             version = self._verified(version, manifest)
             if cancelled():
@@ -224,6 +233,38 @@ def _check_finite(model: nn.Module, beside: bool) -> None:
                 raise NotFinite(f"parameter {name} holds NaN or infinity")
             if beside:
                 time.sleep(time.monotonic() - began)
+
+
+def _text_input(model: ServedModel, folder: Path, manifest: Manifest) -> TextInput | None:
+    """A model that takes tokens says of which input with `reads_text`, and how many at most with
+    `max_length`; the checkpoint has the tokenizer. Raises BadRecord, Corrupt, BadTokenizer."""
+    name = getattr(model, "reads_text", None)
+    if name is None:
+        return None
+    record = manifest.files.get(TOKENIZER)
+    if record is None:
+        return None
+    data = read_bounded(folder / TOKENIZER, record.bytes)
+    if data is None or digest(data) != record.xxh3:
+        raise Corrupt(TOKENIZER, f"xxh3 {record.xxh3}", "nothing" if data is None else digest(data))
+    signature = _signature(model)
+    (width,) = signature.outputs[0].shape
+    most = int(getattr(model, "max_length", MAX_TOKENS))
+    return TextInput(_encoder(data), name, width, most, signature.max_batch_size)
+
+
+def _encoder(data: bytes) -> Callable[[str], list[int]]:
+    """Raises BadTokenizer."""
+    from tokenizers import Tokenizer
+
+    try:
+        library = Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise BadTokenizer(f"tokenizer.json cannot be read: {error}") from error
+    # Never truncated or padded in silence, whatever the file says.
+    library.no_truncation()
+    library.no_padding()
+    return lambda text: list(library.encode(text).ids)
 
 
 def _size(manifest: Manifest) -> int:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from backends.config import ReplicaConfig
 from backends.control import Control
-from backends.errors import BackendError, NotReady, Unsupported
+from backends.errors import BackendError, NotReady
 from backends.events import Events
 from backends.reload import Reload
 from backends.server import Connection, Server
 from backends.tensor.job import Job
 from backends.tensor.ledger import Ledger
+from backends.tensor.texts import Owner, Texts
 from backends.wire import Frame, Status
 from backends.worker import DeviceThread, Intake
 
@@ -59,6 +60,7 @@ class TensorReplica:
         self._control = Control(self, events)
         self._intake: Intake[Job] = Intake(config.max_intake)
         self._ledger = Ledger(self._intake, config.max_intake)
+        self._texts = Texts(self._take, self._ledger.lost)
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
         self._loader: Loader | None = None
@@ -103,6 +105,7 @@ class TensorReplica:
             slots=self._config.slots,
             pid=os.getpid(),
             signature=serving.signature.to_json() if serving else None,
+            surfaces=("embeddings",) if serving and serving.text else (),
             load={
                 "waiting_rows": float(self._intake.rows),
                 "batch_s": round(self._device.busy_s(), 3),
@@ -130,22 +133,32 @@ class TensorReplica:
     # ----------------------------------------------------------------------------- what is asked
 
     def execute(self, connection: Connection, frame: Frame) -> None:
-        serving = self._serving
-        if serving is None or self._draining or self._failed or self._hung:
-            state, reason = self._state()
-            raise NotReady(f"the replica is {state}: {reason}")
+        serving = self._ready()
         self._sources.add(connection)
         self._ledger.take(connection, frame, serving, self._versions)
 
     def call(self, connection: Connection, frame: Frame) -> None:
-        raise Unsupported("this replica serves tensors; it answers no CALL")
+        """Texts, where the model takes tokens and its checkpoint has a tokenizer."""
+        self._texts.call(connection, frame, self._ready().text)
+
+    def _ready(self) -> Version:
+        serving = self._serving
+        if serving is None or self._draining or self._failed or self._hung:
+            state, reason = self._state()
+            raise NotReady(f"the replica is {state}: {reason}")
+        return serving
+
+    def _take(self, owner: Owner, frame: Frame) -> None:
+        self._ledger.take(owner, frame, self._ready(), self._versions)
 
     def cancel(self, connection: Connection, id: int) -> None:
         self._ledger.cancel(connection, id)
+        self._texts.cancel(connection, id)
 
     def lost(self, connection: Connection) -> None:
         self._sources.discard(connection)
         self._ledger.lost(connection)
+        self._texts.lost(connection)
 
     def control(
         self, op: str, arguments: dict[str, Any]
