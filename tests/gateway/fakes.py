@@ -54,7 +54,7 @@ class FakeReplica:
             connection.transport.abort()
         self.path.unlink(missing_ok=True)
         # Those that were accepted but not met yet, and the closing of all, take a few turns.
-        for _ in range(20):
+        for _ in range(5):
             await asyncio.sleep(0)
 
     def status(self) -> Status:
