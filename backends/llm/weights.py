@@ -103,9 +103,7 @@ def _decoder(reading: Reading) -> DecoderConfig:
     return DecoderConfig.parse(reading.manifest.model.get("config") or {})
 
 
-def _filled(
-    network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]
-) -> Network:
+def _filled(network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]) -> Network:
     network.load_checkpoint_(
         reading.folder,
         reading.manifest,
