@@ -48,7 +48,7 @@ def heavy_first_layer() -> None:
         self.layers[0].heavy = True
 
     def slow(self, *args):  # type: ignore[no-untyped-def]
-        time.sleep(0.01 if hasattr(self, "heavy") else 0.002)
+        time.sleep(0.02 if hasattr(self, "heavy") else 0.002)
         return forward(self, *args)
 
     Trunk.__init__, Layer.forward = marked, slow  # type: ignore[method-assign]
