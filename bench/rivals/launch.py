@@ -34,20 +34,32 @@ def mosec(folder: Path, rival: Rival) -> Contender:
 
 def triton(folder: Path, rival: Rival) -> Contender:
     """Its folders are laid out as Triton wants them: a backend, a repository with one version."""
-    lib = rival.python.parent.parent / "lib"
-    (packages,) = lib.glob("python*/site-packages")
-    home, version = packages / "pytriton" / "tritonserver", packages.parent.name
-    backend, model = folder / "backends" / "python", folder / "repository" / "mlp"
-    shutil.copytree(home / "backends" / "python", backend)
-    stub = "triton_python_backend_stub"
-    shutil.copy(home / "python_backend_stubs" / version.removeprefix("python") / stub, backend)
+    model = folder / "repository" / "mlp"
     shutil.copytree(HERE / "triton", model)
     (model / "1").mkdir()
     (model / "model.py").rename(model / "1" / "model.py")
+    return _tritonserver(folder, rival)
+
+
+def triton_reload(folder: Path, rival: Rival) -> Contender:
+    """Its repository's model has no version yet; what is loaded, and when, it is told."""
+    shutil.copytree(HERE / "triton_reload", folder / "repository" / "reload")
+    return _tritonserver(folder, rival, "--model-control-mode=explicit")
+
+
+def _tritonserver(folder: Path, rival: Rival, *flags: str) -> Contender:
+    lib = rival.python.parent.parent / "lib"
+    (packages,) = lib.glob("python*/site-packages")
+    home, version = packages / "pytriton" / "tritonserver", packages.parent.name
+    backend = folder / "backends" / "python"
+    shutil.copytree(home / "backends" / "python", backend)
+    stub = "triton_python_backend_stub"
+    shutil.copy(home / "python_backend_stubs" / version.removeprefix("python") / stub, backend)
     ports = {name: free_port() for name in ("http", "metrics")}
     command: list[str | Path] = [
         home / "bin" / "tritonserver",
         f"--model-repository={folder / 'repository'}",
+        *flags,
     ]
     command += [f"--backend-directory={folder / 'backends'}", "--allow-grpc=false"]
     command += [f"--{name}-port={port}" for name, port in ports.items()]

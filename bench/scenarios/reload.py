@@ -29,8 +29,11 @@ from bench.contenders import penstock_listens
 from bench.models.reload import Stamped
 from bench.publisher import Publisher
 from bench.record import Goal, Record
+from bench.rivals import RIVALS, chosen
+from bench.rivals.launch import triton_reload
 from bench.scenarios import Options, scenario
-from bench.serving import ROOT, Server, python
+from bench.serving import ROOT, Server, ServerFailed, python
+from bench.triton_publisher import TritonPublisher
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 REPLICAS = 2
@@ -83,6 +86,7 @@ def run(options: Options) -> Record:
             found = asyncio.run(_measure(clients, admin, publisher, quiet_s))
         pauses = [float(text) for text in re.findall(r'"pause_us":([0-9.]+)', server.log)]
     before, during = found["before"].figures(), found["during"].figures()
+    rivals, rival_detail = _beside(options, layers, publishes, every_s, quiet_s)
     copy_us = _copy_us(layers)
     options.console.print(_table({"before": before, "during": during}))
     pause = max(pauses[REPLICAS:], default=None)
@@ -105,8 +109,10 @@ def run(options: Options) -> Record:
         seed=options.seed,
         ours=during["p99_ms"],
         floor=before["p99_ms"],
+        rivals=rivals,
         goals=goals,
         detail={
+            **rival_detail,
             "before": before,
             "during": during,
             "publishes": publishes,
@@ -120,6 +126,57 @@ def run(options: Options) -> Record:
             "errors": sorted(set(found["before"].failed + found["during"].failed))[:5],
         },
     )
+
+
+def _beside(
+    options: Options, layers: int, publishes: int, every_s: float, quiet_s: float
+) -> tuple[dict[str, float | str], dict[str, Any]]:
+    """Triton, with explicit loads of the same model under the same load, where it was asked for."""
+    if "triton" not in chosen(options.rivals or (), quick=options.quick):
+        return {}, {}
+    rival, folder = RIVALS["triton"], options.folder / "triton"
+    folder.mkdir()
+    if (missing := rival.missing) is not None:
+        return {"triton": f"unavailable: {missing}"}, {}
+    try:
+        contender = triton_reload(folder, rival)
+        with contender.server:
+            contender.ready()
+            first = TritonPublisher(folder / "repository", layers, options.seed)
+            first.write()
+            first.load(contender.base)
+            arguments = [contender.base, str(folder / "repository"), str(layers)]
+            arguments += [str(options.seed), str(publishes), str(every_s)]
+            with options.console.status(f"triton: {publishes} versions ..."):
+                found = asyncio.run(_measure_triton(contender.base, arguments, quiet_s))
+    except (ServerFailed, OSError) as error:
+        return {"triton": f"unavailable: {error}"}, {}
+    before, during = found["before"].figures(), found["during"].figures()
+    options.console.print(_table({"triton before": before, "triton during": during}))
+    figures = {
+        "before": before,
+        "during": during,
+        "errors": sorted(set(found["during"].failed))[:5],
+    }
+    return {"triton": during["p99_ms"]}, {"triton": figures}
+
+
+async def _measure_triton(url: str, publisher: Sequence[str], quiet_s: float) -> dict[str, Phase]:
+    timeout, connector = aiohttp.ClientTimeout(total=30), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        infer, seen = f"{url}/v2/models/reload/infer", set[str]()
+        await _load(session, infer, asyncio.create_task(asyncio.sleep(1.0)), set())  # warm-up
+        before = await _load(session, infer, asyncio.create_task(asyncio.sleep(quiet_s)), seen)
+        publishing = asyncio.create_task(_publish_triton(publisher))
+        return {"before": before, "during": await _load(session, infer, publishing, seen)}
+
+
+async def _publish_triton(publisher: Sequence[str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *python("-m", "bench.triton_publisher", *publisher), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    if await process.wait():
+        raise RuntimeError(f"Triton's publisher ended with status {process.returncode}")
 
 
 def _copy_us(layers: int) -> float:
@@ -227,9 +284,8 @@ async def _load(
         now = loop.time()
         phase.seconds.append(now - intended)
         phase.ended.append(now)
-        version = reply.headers["x-model-version"]
+        version, first, last = _told(reply, data)
         seen.add(version)
-        first, _, last = struct.unpack("<3f", data[-12:])
         phase.mixed += first != last
         phase.misnamed += int(version.partition("-")[0]) != int(first)
 
@@ -242,6 +298,16 @@ async def _load(
             await asyncio.sleep(max(0.0, due - loop.time()))
     await until
     return phase
+
+
+def _told(reply: aiohttp.ClientResponse, data: bytes) -> tuple[str, float, float]:
+    """The version that is said to have answered, and the stamps of the weights that have."""
+    first, _, last = struct.unpack("<3f", data[-12:])
+    version = reply.headers.get("x-model-version")
+    if version is None:  # Triton says it in the answer's head
+        head = json.loads(data[: int(reply.headers["inference-header-content-length"])])
+        version = str(head["model_version"])
+    return version, first, last
 
 
 def _status(admin: str) -> list[dict[str, Any]]:
