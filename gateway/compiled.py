@@ -26,7 +26,7 @@ GROUP = "penstock_hot"
 PATTERNS = (
     "gateway/lane/[a-z]*.py",
     "gateway/policy/batch*.py",
-    "gateway/policy/{arrivals,breaker,bucket,candidate,leastwork,load,retry,routing,service}.py",
+    "gateway/policy/{arrivals,breaker,bucket,load,retry,service}.py",
     "gateway/oip/{codec,infer,parameters,parse,render,reply,terms,values}.py",
     "gateway/{batch,dispatch,link,measures,model,replica,request,seating,sizes}.py",
 )
