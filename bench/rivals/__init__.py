@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from bench.rivals import launch, overlay, relays
+from bench.rivals.bundled import BundledRival
 from bench.rivals.debian import DebianRival
 from bench.rivals.overlay import OverlayRival
 from bench.rivals.rival import CACHE, InstallFailed, Rival
@@ -17,6 +18,7 @@ from bench.rivals.rival import CACHE, InstallFailed, Rival
 __all__ = [
     "ALL",
     "CACHE",
+    "GENERATORS",
     "RELAYS",
     "RIVALS",
     "TRAINERS",
@@ -57,7 +59,12 @@ RELAYS = _by_name(
     Rival("litellm", "litellm", relays.litellm, slow=True, with_torch=False),
 )
 TRAINERS = _by_name(OverlayRival("hf-trainer", "accelerate", overlay.no_server))
-ALL: Mapping[str, Rival] = {**RIVALS, **RELAYS, **TRAINERS}
+GENERATORS = _by_name(
+    BundledRival("transformers", "transformers", overlay.no_server),
+    BundledRival("transformers-cb", "transformers", overlay.no_server, slow=True),
+    Rival("llama-cpp", "llama-cpp-python", overlay.no_server, slow=True, with_torch=False),
+)
+ALL: Mapping[str, Rival] = {**RIVALS, **RELAYS, **TRAINERS, **GENERATORS}
 
 
 def chosen(

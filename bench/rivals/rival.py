@@ -71,7 +71,7 @@ class Rival:
         wanted = f"{self.package}=="
         for text in self.requirements.read_text().splitlines():
             if text.startswith(wanted):
-                return text.removeprefix(wanted)
+                return text.removeprefix(wanted).split()[0]
         raise AssertionError(f"{self.requirements} does not pin {self.package}")
 
     def install(self) -> None:

@@ -29,6 +29,7 @@ MODULES = {
     "train": "bench.scenarios.train",
     "sync": "bench.scenarios.sync",
     "many": "bench.scenarios.many",
+    "llm": "bench.scenarios.llm",
 }
 
 
