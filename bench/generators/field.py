@@ -123,13 +123,13 @@ class Field:
     def _table(self, plan: Plan, names: Sequence[str], roofs: Mapping[str, Roofline]) -> Table:
         sizes = f"{plan.own} tokens" if not plan.shared else f"{plan.shared} + {plan.own} tokens"
         title = f"{plan.name} of {sizes}, answers of {plan.tokens}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("", justify="right")
         table.add_column("ms: p50, p99", no_wrap=True)
-        for column in ("tokens/s", "roof", "TTFT", "gap"):
+        for column in ("tok/s", "roof", "TTFT", "gap"):
             table.add_column(column, justify="right", no_wrap=True)
-        for column in ("MBU", "FLOPs"):
-            table.add_column(column, justify="right", style="dim")
+        for column in ("MBU", "MFU"):
+            table.add_column(column, justify="right", style="dim", no_wrap=True)
         for cell in (cell for cell in self.cells if cell.plan is plan):
             for name in names:
                 table.add_row(str(cell.batch), name, *_shown(cell.figures(name, roofs[name])))

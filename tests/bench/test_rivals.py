@@ -47,6 +47,16 @@ def test_a_rival_that_is_not_there_is_unavailable_with_the_command_that_helps(
     assert mosec.missing is None
 
 
+def test_a_library_of_ours_is_there_with_our_version_or_says_how_to_get_it():
+    found = BundledRival("torch", "torch", lambda *_: pytest.fail("was started"))
+    assert found.missing is None and found.version()[0].isdigit()
+    found.install()
+    absent = BundledRival("absent", "penstock-absent", lambda *_: pytest.fail("was started"))
+    assert absent.missing and "pip install -c constraints.txt penstock-absent" in absent.missing
+    with pytest.raises(rival.InstallFailed, match="not installed"):
+        absent.install()
+
+
 def test_one_that_cannot_start_does_not_stop_the_others(tmp_path):
     from contextlib import ExitStack
 
