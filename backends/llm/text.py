@@ -51,6 +51,20 @@ class TextModel:
             identity=xxhash.xxh3_128_hexdigest((folder / "tokenizer.json").read_bytes()),
         )
 
+    def encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        """What cannot fit is not even tokenised: that would take minutes and gigabytes, and hold
+        up everybody's streams. Raises ContextTooLong."""
+        most = self.max_context * self.tokenizer.longest
+        size = len(text) if len(text) > most else len(text.encode())
+        if size > most:
+            raise ContextTooLong(
+                f"This model's maximum context length is {self.max_context} tokens. However, the "
+                f"{param} has more than {most} bytes, which are more tokens than that. "
+                f"Please reduce the length of the {param}.",
+                param=param,
+            )
+        return self.tokenizer.encode(text, special=special)
+
     def room(self, prompt: int, asked: int | None, param: str) -> int:
         """How many tokens may be generated after `prompt` ones. Raises ContextTooLong."""
         limit = self.max_context

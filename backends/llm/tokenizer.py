@@ -55,6 +55,11 @@ class Tokenizer:
             self.pieces[id] = decoder.piece(name)
         for id, token in added.items():
             self.pieces[id] = None if token.special else token.content.encode()
+        # A text has at least so many tokens as its bytes divided by this.
+        self.longest = max(
+            (len(piece) for piece in (*self.pieces, *map(str.encode, self.special)) if piece),
+            default=1,
+        )
         # The bytes that the first text of a sequence loses, where it has them.
         self.lead = decoder.lead
 

@@ -68,8 +68,8 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     fields.done()
     if tools.mask is not None and mask is not None:
         raise BadRequest("tool_choice and response_format exclude each other", param="tool_choice")
-    prompt = text.tokenizer.encode(
-        template.render(messages, tools.offered or None, extra), special=False
+    prompt = text.encode(
+        template.render(messages, tools.offered or None, extra), "messages", special=False
     )
     sampling = choosing.within(text.room(len(prompt), limit, "messages"))
     kind = ChatStream if stream else ChatWhole

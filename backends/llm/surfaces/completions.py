@@ -83,7 +83,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
 def take_prompts(fields: Fields, text: TextModel) -> list[list[int]]:
     value: Any = fields.need("prompt", _PROMPT)
     if isinstance(value, str):
-        return [text.tokenizer.encode(value, special=True)]
+        return [text.encode(value, "prompt", special=True)]
     if type(value[0]) is int:
         return [_tokens(fields, value, text, "prompt")]
     if len(value) > MAX_PROMPTS:
@@ -91,7 +91,7 @@ def take_prompts(fields: Fields, text: TextModel) -> list[list[int]]:
     prompts = []
     for at, one in enumerate(value):
         if isinstance(one, str) and one:
-            prompts.append(text.tokenizer.encode(one, special=True))
+            prompts.append(text.encode(one, "prompt", special=True))
         else:
             prompts.append(_tokens(fields, one, text, f"prompt[{at}]"))
     return prompts

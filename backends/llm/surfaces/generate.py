@@ -51,7 +51,7 @@ def _parse(body: Any, text: TextModel, setting: Setting, *, stream: bool) -> Ask
     if choosing.n != 1:
         raise fields.wrong("n", "expected 1: there is one text_output")
     fields.done()
-    tokens = text.tokenizer.encode(prompt, special=True)
+    tokens = text.encode(prompt, "text_input", special=True)
     return Asked(
         prompts=[tokens],
         sampling=[choosing.within(text.room(len(tokens), limit, "text_input"))],

@@ -72,7 +72,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     fields.refuse("background", "a response is answered at once", False)
     fields.refuse("top_logprobs", "see /v1/chat/completions", 0)
     fields.done()
-    prompt = text.tokenizer.encode(template.render(messages, tools.offered or None), special=False)
+    prompt = text.encode(template.render(messages, tools.offered or None), "input", special=False)
     sampling = choosing.within(text.room(len(prompt), limit, "input"))
     head = {
         "id": f"resp_{Setting.new_id()}",

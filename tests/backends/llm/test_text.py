@@ -7,6 +7,7 @@ import pytest
 
 from backends.llm.errors import BadTokenizer, ContextTooLong
 from backends.llm.text import TextModel
+from backends.llm.tokenizer import Tokenizer
 from tests.backends.llm.scripted import EOS, HERMES, byte_level, text_model, write_model
 
 
@@ -63,3 +64,21 @@ def test_room_for_an_answer():
     for prompt, limit in ((90, 11), (100, None), (101, 0)):
         with pytest.raises(ContextTooLong, match="maximum context length is 100"):
             text.room(prompt, limit, "prompt")
+
+
+def test_what_cannot_fit_is_not_tokenised():
+    text = text_model(max_context=100)
+    most = 100 * text.tokenizer.longest
+    assert len(text.encode("a" * most, "prompt", special=False)) <= most
+    for longer in ("a" * (most + 1), "é" * (most // 2 + 1)):
+        with pytest.raises(ContextTooLong, match=f"the prompt has more than {most} bytes") as error:
+            text.encode(longer, "prompt", special=False)
+        assert error.value.param == "prompt"
+
+
+def test_no_token_is_longer_than_the_longest():
+    library = byte_level()
+    library.add_special_tokens(["<a name that is longer than all others>"])
+    text = Tokenizer(library.to_str().encode())
+    name = "<a name that is longer than all others>"
+    assert text.longest == len(name) and len(text.encode(name * 3, special=False)) == 3
