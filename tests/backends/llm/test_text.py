@@ -71,7 +71,7 @@ def test_what_cannot_fit_is_not_tokenised():
     most = 100 * text.tokenizer.longest
     assert len(text.encode("a" * most, "prompt", special=False)) <= most
     for longer in ("a" * (most + 1), "é" * (most // 2 + 1)):
-        with pytest.raises(ContextTooLong, match=f"the prompt has more than {most} bytes") as error:
+        with pytest.raises(ContextTooLong, match=f"more than {most} bytes in the prompt") as error:
             text.encode(longer, "prompt", special=False)
         assert error.value.param == "prompt"
 
