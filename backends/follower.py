@@ -119,10 +119,12 @@ class Follower(Generic[V]):
         events: Events,
         poll_s: float,
         slowdown: float,
+        copy_of: str = "",
     ) -> None:
+        """`copy_of`: the place that the run is a copy of, where its channels are moved."""
         self._run, self._channel, self._loader = run, channel, loader
         self._reload, self._host, self._events = reload, host, events
-        self._poll_s, self._slowdown = poll_s, slowdown
+        self._poll_s, self._slowdown, self._copy_of = poll_s, slowdown, copy_of
         self._loop = asyncio.get_running_loop()
         self._versions: dict[str, V] = {}  # by manifest hash
         self._measures: dict[str, Measures] = {}  # by version
@@ -224,6 +226,8 @@ class Follower(Generic[V]):
     ) -> asyncio.Future[dict[str, Any]]:
         """Point `channel` of the run to where channel `like` points, if that is at `version` and
         `channel` is at `before` ("": wherever it is). The new record; or Conflict."""
+        if self._copy_of:
+            raise Conflict(f"its run is a copy of {self._copy_of}: publish there")
         done: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._background("point", self._point, done, channel, like, version, before)
         return done

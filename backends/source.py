@@ -40,8 +40,9 @@ class Source:
             self.run = Run(config.folder(config.run))
 
     @property
-    def is_copy(self) -> bool:
-        return self._store is not None
+    def place(self) -> str:
+        """The store that `run` is a copy of; empty where it is the run itself."""
+        return self._store.url if self._store is not None else ""
 
     def start(self) -> None:
         if self._store is not None:

@@ -317,6 +317,7 @@ class LlmReplica:
             events=self._events,
             poll_s=config.poll_s,
             slowdown=config.slowdown,
+            copy_of=source.place,
         )
         self._follower.start()
         self.changed()

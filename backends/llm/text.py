@@ -58,8 +58,8 @@ class TextModel:
         size = len(text) if len(text) > most else len(text.encode())
         if size > most:
             raise ContextTooLong(
-                f"This model's maximum context length is {self.max_context} tokens. However, you sent "
-                f"more than {most} bytes in the {param}, which are more tokens than that. "
+                f"This model's maximum context length is {self.max_context} tokens. However, you "
+                f"sent more than {most} bytes in the {param}, which are more tokens than that. "
                 f"Please reduce the length of the {param}.",
                 param=param,
             )

@@ -293,6 +293,7 @@ class TensorReplica:
             events=self._events,
             poll_s=config.poll_s,
             slowdown=config.slowdown,
+            copy_of=source.place,
         )
         self._follower.start()
         self.changed()
