@@ -120,11 +120,14 @@ class Follower(Generic[V]):
         poll_s: float,
         slowdown: float,
         copy_of: str = "",
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """`copy_of`: the place that the run is a copy of, where its channels are moved."""
+        """`copy_of`: the place that the run is a copy of, where its channels are moved; `look` has
+        it looked at now."""
         self._run, self._channel, self._loader = run, channel, loader
         self._reload, self._host, self._events = reload, host, events
-        self._poll_s, self._slowdown, self._copy_of = poll_s, slowdown, copy_of
+        self._poll_s, self._slowdown = poll_s, slowdown
+        self._copy_of, self._look = copy_of, look
         self._loop = asyncio.get_running_loop()
         self._versions: dict[str, V] = {}  # by manifest hash
         self._measures: dict[str, Measures] = {}  # by version
@@ -197,6 +200,7 @@ class Follower(Generic[V]):
 
     def look_again(self) -> None:
         """An operator's reload: read the channel now, and try again what was refused here."""
+        self._look()
         self._do(self._reload.retry(time.monotonic()))
         self._nudge.set()
 

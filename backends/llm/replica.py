@@ -318,6 +318,7 @@ class LlmReplica:
             poll_s=config.poll_s,
             slowdown=config.slowdown,
             copy_of=source.place,
+            look=source.look_again,
         )
         self._follower.start()
         self.changed()

@@ -294,6 +294,7 @@ class TensorReplica:
             poll_s=config.poll_s,
             slowdown=config.slowdown,
             copy_of=source.place,
+            look=source.look_again,
         )
         self._follower.start()
         self.changed()
