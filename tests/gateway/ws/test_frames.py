@@ -134,6 +134,7 @@ def test_what_we_write_is_read_by_others(opcode, payload):
         (b"\x82\xff" + b"\xff" * 8 + bytes(4), 1009),
         (client_frame(TEXT, b"a" * 60, fin=False) + b"\x80\xa9" + bytes(4), 1009),
     ],
+    ids=range(10),  # masks are random, and a test needs a name
 )
 def test_what_breaks_the_protocol_is_told_at_the_head(raw, code):
     reader = FrameReader(100)

@@ -168,6 +168,7 @@ async def test_pings_of_both_kinds_are_answered():
         (client_frame(8, b""), 1000),
         (client_frame(8, b"\x03"), 1002),
     ],
+    ids=range(11),  # masks are random, and a test needs a name
 )
 async def test_the_code_says_why_a_socket_closes(raw, code):
     model = held()

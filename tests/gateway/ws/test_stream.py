@@ -124,6 +124,7 @@ async def test_one_that_never_waits_loses_the_socket():
         (generate("a", priority="x"), 400, "priority"),
         (text({"type": "sing", "id": "a"}), 400, "infer, generate, cancel, ping"),
     ],
+    ids=range(3),  # masks are random, and a test needs a name
 )
 async def test_what_the_opener_refuses_is_the_requests_end(frame, status, named):
     talk, words = talking()
