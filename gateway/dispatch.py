@@ -22,6 +22,10 @@ from gateway.request import Answer, TensorRequest
 
 __all__ = ["LATE", "Dispatcher"]
 
+# A request with which so many replicas have died, all but the first of them with it alone, is tried
+# no more. Two may be killed from outside at the same moment.
+DEADLY = 3
+
 log = logging.getLogger(__name__)
 
 
@@ -62,17 +66,22 @@ class Dispatcher(Departing):
         """Its replica has died, perhaps of one of its requests."""
         name, (first, *others) = flight.replica.name, flight.batch
         error: GatewayError = ReplicaNonsense(f"replica {name} died before it answered")
-        if first.key[4] is not None:
-            assert not others  # a suspect is sent alone
+        suspected = first.key[4] is not None
+        assert not (suspected and others)  # a suspect is sent alone
+        for request in flight.batch:
+            request.deaths += 1
+            request.key = (*request.key[:4], self._quarantine.mark())
+        if first.deaths >= DEADLY:
             error = Poisonous(
-                f"replica {name} died of this request alone, after another one died with it on "
-                "board; it is not tried again"
+                f"replica {name} died of this request alone, as the one before it; it is not tried "
+                "again"
             )
             log.error("replica=%s killed by one request; rows=%d", name, first.rows)
             self._again(flight, error, Outcome.NEUTRAL, now, retry=False)
             return
-        for request in flight.batch:
-            request.key = (*request.key[:4], self._quarantine.mark())
+        if suspected:  # perhaps by chance: both were killed by somebody else
+            self._again(flight, error, Outcome.NEUTRAL, now, retry=True)
+            return
         # What is dead works no more: placing its batch elsewhere adds no load to the pool.
         self._again(flight, error, Outcome.FAILURE, now, retry=True)
 

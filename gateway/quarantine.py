@@ -1,7 +1,8 @@
 """Requests that were on board when a replica died: which of them did it is found out one by one.
 
 Owns the suspects that wait, the replica that is set apart for them, and those that hold one. A
-suspect is sent alone, to a replica that has nothing else: what dies with it then, has died of it.
+suspect is sent alone, to a replica that has nothing else: what dies with it then, and dies again,
+has died of it.
 Reads no clock and sends nothing. Invariant: a replica that holds a suspect holds nothing else of
 this worker's.
 """

@@ -49,6 +49,7 @@ class TensorRequest:
         "attempts",
         "cancel",
         "deadline",
+        "deaths",
         "finished",
         "flight",
         "hold",
@@ -80,8 +81,8 @@ class TensorRequest:
         self.key: Any = key
         self.arrived, self.deadline, self.priority = arrived, deadline, priority
         self.session, self.version, self.tenant = session, version, tenant
-        # The dispatcher's: how often it was sent, and the flight that it is on.
-        self.attempts = 0
+        # The dispatcher's: how often it was sent, of which the replica died; its present flight.
+        self.attempts = self.deaths = 0
         self.flight: object | None = None
         # What it holds of the replica that its session is bound to.
         self.seat: Lease | None = None

@@ -41,9 +41,13 @@ class Recorded:
         found: dict[str, Any] = {"at": round(self.at, 6)}
         if self.body is not None:
             try:
-                found["body"] = json.loads(self.body)
+                value = json.loads(self.body)
             except ValueError:
+                value = ""
+            if isinstance(value, str):  # which would be read as the bytes of a text
                 found["body_base64"] = base64.b64encode(self.body).decode()
+            else:
+                found["body"] = value
         if self.path is not None:
             found["path"] = self.path
         if self.headers:

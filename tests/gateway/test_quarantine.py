@@ -1,4 +1,4 @@
-"""A request that kills its replica: its neighbours are answered, and it kills no third one."""
+"""A request that kills its replica: its neighbours are answered, and it kills no fourth one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Keeper:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_poison_takes_nobody_with_it_and_is_tried_twice(tmp_path, count):
+async def test_poison_takes_nobody_with_it_and_is_tried_alone_twice(tmp_path, count):
     async with serving(tmp_path, count) as (client, fakes, _):
         keeper = Keeper(fakes)
         for number in [*range(20), int(POISON), *range(20, 40)]:
@@ -50,8 +50,8 @@ async def test_poison_takes_nobody_with_it_and_is_tried_twice(tmp_path, count):
         assert (poison.status, poison.code) == (502, "poisonous_request")
         assert poison.should_retry is False
         assert [doubled(outcomes[n])[0] for n in range(40)] == [2.0 * n for n in range(40)]
-        assert len(keeper.deaths) == 2
-        assert keeper.deaths[1] == [POISON]
+        assert len(keeper.deaths) == 3
+        assert keeper.deaths[1:] == [[POISON], [POISON]]
         client.balance()
         for replica in client.model.replicas:
             assert (replica.load.in_flight, replica.load.work) == (0, 0.0)
@@ -70,7 +70,7 @@ async def test_poison_harms_nobody_who_comes_while_suspects_are_tried(tmp_path):
         outcomes = dict(await client.all(len(numbers) + 1))
         assert outcomes.pop(int(POISON)).code == "poisonous_request"
         assert all(doubled(outcomes[n])[0] == 2.0 * n for n in numbers)
-        assert len(keeper.deaths) == 2
+        assert len(keeper.deaths) == 3
         client.balance()
 
 

@@ -429,15 +429,15 @@ async def test_a_replica_that_cannot_go_on_tells_the_client_itself_and_it_counts
         assert (gateway.counters()["done"], gateway.counters()["failed"]) == (0, 1)
 
 
-async def test_a_call_that_replicas_die_of_is_tried_no_third_time(tmp_path):
+async def test_a_call_that_replicas_die_of_is_tried_no_fourth_time(tmp_path):
     async def dies(call):
         call.replica.die()
 
-    fakes = [FakeLLM(tmp_path / name, dies) for name in "abc"]
+    fakes = [FakeLLM(tmp_path / name, dies) for name in "abcd"]
     async with serving(tmp_path, *fakes, model="retries = 5") as gateway:
         reply = await gateway.post(ASK)
         assert (reply.status, reply.header("x-should-retry")) == (502, "false")
-        assert sum(len(fake.calls) for fake in fakes) == 2
+        assert sum(len(fake.calls) for fake in fakes) == 3
 
 
 async def test_a_smaller_queue_refuses_what_finds_no_room_and_keeps_the_rest(tmp_path):
