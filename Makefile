@@ -23,8 +23,8 @@ compile: $(STAMP) ## the gateway's hot path as machine code: a third more reques
 demo: $(STAMP) ## the whole loop: train, publish, serve, hot reload and a kill under load
 	@$(BIN)/python examples/digits/demo.py
 
-test: $(STAMP) ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## the whole test suite, file by file, on two processes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## formatting, lint, types
 	@$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer as Library
 
 from backends.llm.errors import BadTokenizer
 
+# Characters from which on others must not wait for a text to be encoded.
+LONG = 8192
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -81,7 +83,12 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """`special`: with the tokens that begin (or end) a text, as the model was trained. Names
         of special tokens in the text become those tokens, which is how templates write them."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
+        if len(text) < LONG:
+            short: list[int] = self._library.encode(text, add_special_tokens=special).ids
+            return short
+        # A batch of one: for batches the library lets go of the interpreter, for single texts not.
+        [found] = self._library.encode_batch([text], add_special_tokens=special)
+        ids: list[int] = found.ids
         return ids
 
     def id_of(self, name: str) -> int | None:

@@ -54,8 +54,10 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
         raise BadRequest(message, param="messages")
     messages = take_messages(fields)
     choosing = take_choosing(fields, text)
-    limit = fields.take("max_tokens", whole(1, MAX_TOKENS), None)
-    limit = fields.take("max_completion_tokens", whole(1, MAX_TOKENS), limit)
+    old = fields.take("max_tokens", whole(1, MAX_TOKENS), None)
+    limit = fields.take("max_completion_tokens", whole(1, MAX_TOKENS), old)
+    if old not in (None, limit):
+        raise BadRequest("max_tokens and max_completion_tokens differ", param="max_tokens")
     logprobs = _take_logprobs(fields)
     stream, usage = take_stream(fields)
     tools = take_tools(fields, template, text, setting.grammars)

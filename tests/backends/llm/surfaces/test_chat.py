@@ -108,7 +108,7 @@ async def test_sampling_fields_reach_the_engine():
     assert later.sampling.stop_ids == frozenset() and later.sampling.top_k == 0
     assert (later.priority, later.tenant) == (-2, "t")
     assert later.sampling.max_tokens == desk.engine.max_context - len(later.prompt)
-    desk.ask("chat", {**HI, "max_tokens": 5, "max_completion_tokens": 6})
+    desk.ask("chat", {**HI, "max_tokens": 6, "max_completion_tokens": 6})
     assert desk.engine.submitted[-1].sampling.max_tokens == 6
 
 
@@ -242,6 +242,12 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
     [
         ({}, 400, "missing_required_parameter", "messages"),
         ({"messages": []}, 400, "invalid_value", "messages"),
+        (
+            {**HI, "max_tokens": 5, "max_completion_tokens": 6},
+            400,
+            "invalid_value",
+            "max_tokens",
+        ),
         (
             {"messages": [{"role": "user"}]},
             400,
