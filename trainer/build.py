@@ -120,10 +120,11 @@ def build_loop(
     mesh = open_mesh(session.mesh, world.device, world.rank)
     inner = replica_mesh(config.sync, mesh)
     rank, ranks = mesh.data_rank, mesh.plan.data_ranks
+    longest = max(getattr(s, "longest", None) or 0 for s in (data.train, data.held_out))
     batches = TrainBatches(data.train, config.data, config.seed, rank, ranks)
     passes, definition = batches.split.passes, session.definition
     layout, line = dealt(config, definition, mesh, passes, world)
-    parallel = parallelise(definition, inner, layout, config.compute, passes)
+    parallel = parallelise(definition, inner, layout, config.compute, passes, longest or None)
     sync = choose_method(config.sync, mesh, parallel)
     updated = updated_here(sync, parallel.model)
     optimizer = Optimizer(updated, config.optimizer, parallel.repeats)
@@ -151,11 +152,11 @@ def build_loop(
         pulse=_pulse(session, world, mesh),
         stop=stop,
         reporter=reporter,
-        align=state.align_buffers if mesh.plan.data_ranks > 1 else lambda: None,
+        align=state.align_buffers if ranks * mesh.plan.cp > 1 else lambda: None,
         check=gate_check(session.loaded),
         balance=balance,
     )
-    return Loop(config, parts, world.device, rank)
+    return Loop(config, parts, world.device, rank * mesh.plan.cp + mesh.sequence_rank)
 
 
 def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
@@ -164,7 +165,8 @@ def _pulse(session: Session, world: World, mesh: Mesh) -> Pulse:
         return Pulse(world.ranks, plan.dp_replicate, world.device)
     if sync.method == "broadcast":  # each gradient is whole on its root, and nowhere else
         return Pulse(world.ranks, 1, world.device)
-    shape = Apart(sync.every, plan.dp_replicate, plan.dp_shard, mesh.within(), mesh.between())
+    count, size = plan.dp_replicate, plan.replica_ranks
+    shape = Apart(sync.every, count, size, mesh.within(), mesh.between())
     return Pulse(world.ranks, 1, world.device, shape)
 
 

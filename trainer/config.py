@@ -106,7 +106,9 @@ class ParallelConfig:
     tp: int = key(
         whole(1, 1024), "ranks that cut each layer (tensor and sequence parallel)", default=1
     )
-    cp: int = key(whole(1, 1024), "context parallelism, which is refused: only 1", default=1)
+    cp: int = key(
+        whole(1, 1024), "ranks that cut each sequence (context parallel); they shard too", default=1
+    )
     pp: int = key(whole(1, 1024), "ranks of a pipeline, each with some of the layers", default=1)
     schedule: str = key(
         choice("1f1b", "gpipe", "interleaved"),
@@ -323,9 +325,6 @@ def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parallel, written = config.parallel, tree.get("parallel", {})
-    if parallel.cp != 1:
-        why = "torch's ring attention has kernels for CUDA only, and none of it was tried"
-        yield "parallel.cp", f"expected 1: {why}; parallel.tp cuts the sequence between layers"
     if parallel.pp == 1:
         for name in ("schedule", "chunks", "layers"):
             if name in written:

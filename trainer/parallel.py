@@ -2,15 +2,16 @@
 
 Owns the order (stages, tensor cut, recomputation and compilation, FSDP2, first values) and the
 choice of what follows from the mesh: one rank alone; copies (`replicate`); FSDP2 over dp_shard,
-copied over dp_replicate (HSDP); tp cuts layers, pp deals them out. It never steps, clips or saves.
-Invariant: after `after_backward` every rank's gradients are the mean over the data ranks.
+copied over dp_replicate (HSDP); tp cuts layers, pp deals them out, cp cuts sequences. It never
+steps, clips or saves. Invariant: after `after_backward` every rank's gradients are the mean over
+the data ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from trainer.mesh import Mesh
 from trainer.model import Definition
 from trainer.passes import Direct, Passes, Precision
 from trainer.replicate import Replicated
+from trainer.sequence import Fit, Fitted
 from trainer.shards import is_sharded
 from trainer.ties import EndsSync, Ties
 
@@ -97,16 +99,34 @@ def parallelise(
     config: ParallelConfig,
     compute: ComputeConfig,
     passes: int,
+    longest: int | None = None,
 ) -> Parallel:
     """Builds the model, cuts, shards or copies it, and gives it its first values. Collective.
 
-    `passes` is how many micro-batches a step has. Raises BadPlugin where the model cannot be cut.
+    `passes` is how many micro-batches a step has, `longest` how many tokens the longest sequence
+    has where they differ. Raises BadPlugin where the model cannot be cut.
     """
+    parallel = _parallelise(definition, mesh, config, compute, passes)
+    plan = mesh.plan
+    whole = longest if plan.pp > 1 else None  # stages know in advance what travels
+    fit = Fit(plan.cp, mesh.sequence_rank, plan.tp, whole)
+    if not fit.changes:
+        return parallel
+    return replace(parallel, passes=Fitted(parallel.passes, fit))
+
+
+def _parallelise(
+    definition: Definition,
+    mesh: Mesh,
+    config: ParallelConfig,
+    compute: ComputeConfig,
+    passes: int,
+) -> Parallel:
     if mesh.plan.pp > 1:
         from trainer.staged import staged  # loads torch's pipelines, which few runs need
 
         return staged(definition, mesh, config, compute, passes)
-    model = definition.build()
+    model = built(definition, mesh)
     objective = Objective(model)
     cut_and_shard([objective], [model], model, Ties.of(model), definition, mesh, compute)
     plan = mesh.plan
@@ -117,8 +137,19 @@ def parallelise(
     else:
         trained = [p for p in model.parameters() if p.requires_grad]
         sync = Replicated(trained, plan.data_ranks)
-    run = Direct(objective, plan.data_ranks * mesh.unseen, plan.tp, precision(compute, mesh.device))
+    ranks = plan.data_ranks * plan.cp * mesh.unseen
+    run = Direct(objective, ranks, plan.tp, precision(compute, mesh.device))
     return Parallel(model, objective, sync, run, repeats(model))
+
+
+def built(definition: Definition, mesh: Mesh) -> nn.Module:
+    """The whole model, without values yet where it fills its own."""
+    model = definition.build()
+    if mesh.sequence is not None:
+        from trainer.context import cut_context
+
+        cut_context(model, definition.name, mesh.sequence, mesh.sequence_rank, mesh.plan.cp)
+    return model
 
 
 def cut_and_shard(

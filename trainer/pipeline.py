@@ -19,11 +19,9 @@ from trainer.data import Batch, Piece
 from trainer.errors import BadPlugin
 from trainer.passes import Precision, Prepare
 from trainer.pulse import Totals
+from trainer.sequence import INPUT, LABELS, TARGETS
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
-# What travels between stages in place of this key of the batch: the model's `loss` reads its input
-# there, and what is to be predicted as well unless a batch has labels.
-INPUT, LABELS = "tokens", "labels"
 # In the same batch: what each row's micro-batch counts.
 WEIGHT = "_weight"
 # Room for the sizes of what travels in evaluation, where they change.
@@ -116,7 +114,9 @@ class Pipelined:
     def _batch(self, pieces: Sequence[Piece]) -> Batch:
         """The micro-batches as one, as the schedule cuts it again."""
         batch = _joined(pieces)
-        batch.setdefault(LABELS, batch[INPUT])
+        if TARGETS not in batch:
+            # What travels between stages is in place of the input, so that labels stand alone.
+            batch.setdefault(LABELS, batch[INPUT])
         rows = [len(piece.batch[INPUT]) for piece in pieces]
         weights = torch.tensor([piece.weight * self._ranks for piece in pieces])
         batch[WEIGHT] = weights.repeat_interleave(torch.tensor(rows)).to(self._device)

@@ -107,7 +107,7 @@ def plan(config: TrainConfig, definition: Definition, data: Datasets, mesh: Mesh
         weight_bytes=sum(count * stored[name].element_size() for name, count in held.items()),
         gradient_bytes=gradients,
         optimizer_bytes=gradients * slots,
-        gathered_bytes=_gathered(model) // mesh.tp if mesh.dp_shard > 1 else 0,
+        gathered_bytes=_gathered(model) // mesh.tp if mesh.shard_ranks > 1 else 0,
         split=Split.of(config.data.batch_size, mesh.data_ranks, config.data.micro_batch),
         samples=len(data.train),
         held_out=len(data.held_out),
@@ -143,7 +143,7 @@ def _held(model: nn.Module, cut: Mapping[str, str], mesh: MeshPlan) -> dict[str,
         word = next((w for pattern, w in cut.items() if fnmatch(module, pattern)), "")
         ranks = mesh.tp if word in CUT_WORDS else 1
         parameter = isinstance(tensor, nn.Parameter)
-        found[name] = _shard_numel(tensor, mesh.dp_shard if parameter else 1, ranks)
+        found[name] = _shard_numel(tensor, mesh.shard_ranks if parameter else 1, ranks)
     return found
 
 
@@ -168,5 +168,6 @@ def world_ranks(config: TrainConfig, started: int, asked: int | None) -> int:
     if asked is not None:
         return asked
     parallel = config.parallel
-    named = max(parallel.dp_replicate, 1) * max(parallel.dp_shard, 1) * parallel.tp * parallel.pp
+    data = max(parallel.dp_replicate, 1) * max(parallel.dp_shard, 1)
+    named = data * parallel.cp * parallel.tp * parallel.pp
     return started if started > 1 else named

@@ -12,7 +12,7 @@ from trainer.config import ComputeConfig, ParallelConfig
 from trainer.errors import BadPlugin
 from trainer.mesh import Mesh
 from trainer.model import Definition
-from trainer.parallel import Alone, Parallel, cut_and_shard, precision, repeats
+from trainer.parallel import Alone, Parallel, built, cut_and_shard, precision, repeats
 from trainer.pipeline import Line, Pipelined, Stage
 from trainer.stages import Cuts, check_counts, even, layer_count, stage_of
 from trainer.ties import EndsSync, Ties, ends_group
@@ -26,7 +26,7 @@ def staged(
     passes: int,
 ) -> Parallel:
     """See `parallel.parallelise`."""
-    model, plan, line = definition.build(), mesh.plan, _line(mesh, config)
+    model, plan, line = built(definition, mesh), mesh.plan, _line(mesh, config)
     cuts = Cuts.of(model, definition.name)
     layers = layer_count(model, cuts)
     counts = check_counts(config.layers or even(layers, line.count), layers, line.count)
@@ -46,7 +46,8 @@ def staged(
     assert mesh.whole is not None
     ends = ends_group(mesh.whole) if ties.groups else None
     sync = EndsSync(ties.parameters(parts), ends) if ends is not None else None
-    work = Pipelined(stages, line, config.schedule, passes, mesh.device, plan.data_ranks, plan.tp)
+    ranks = plan.data_ranks * plan.cp * mesh.unseen
+    work = Pipelined(stages, line, config.schedule, passes, mesh.device, ranks, plan.tp)
     return Parallel(own, nn.ModuleList(stages), Alone(sync), work, _counted(own, ties, parts, tied))
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.mesh import group_of
 from trainer.model import owners
 from trainer.shards import aligned, local
 
@@ -62,7 +63,8 @@ class EndsSync:
     """Adds up the gradients of weights that a pipeline's first and last stage share."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-        self._parameters, self._group = tuple(parameters), group
+        self._parameters = tuple(p for p in parameters if p.requires_grad)
+        self._group = group
 
     def __call__(self) -> None:
         for parameter in self._parameters:
@@ -77,10 +79,4 @@ def ends_group(whole: DeviceMesh) -> dist.ProcessGroup | None:
     """The group of this rank's pipeline's two ends, if it is one. Collective among all ranks."""
     axis = (whole.mesh_dim_names or ()).index("pp")
     lines = whole.mesh.movedim(axis, -1).reshape(-1, whole.mesh.shape[axis])
-    found = None
-    for line in lines.tolist():
-        ends = [line[0], line[-1]]
-        group = dist.new_group(ends)
-        if dist.get_rank() in ends:
-            found = group
-    return found
+    return group_of(lines[:, [0, -1]])

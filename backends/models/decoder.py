@@ -5,8 +5,8 @@ step, so that a published checkpoint gives `transformers` the same logits. Causa
 whole sequences; it keeps no cache: serving has its own network over the same weights
 (`backends.llm.network`). Invariant: nothing but parameters is in it, so it may be built on meta.
 
-Shape suffixes: B batch, T tokens, C width, H query heads, K key/value heads, D head_dim,
-V vocabulary.
+Shape suffixes: B batch, T tokens, S tokens that are seen, C width, H query heads, K key/value
+heads, D head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,10 +38,48 @@ class RMSNorm(nn.Module):
         return self.weight * scaled.to(x.dtype)
 
 
+class Attend(nn.Module):
+    """Causal attention. Where there are fewer queries than keys, they are the last ones."""
+
+    def __init__(self, dropout: float, grouped: bool) -> None:
+        super().__init__()
+        self._dropout, self._grouped = dropout, grouped
+
+    def forward(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor) -> Tensor:
+        queries, keys = q_BHTD.shape[2], k_BKSD.shape[2]
+        mask = None if queries == keys else _last_of(queries, keys, q_BHTD.device)
+        return F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BKSD,
+            v_BKSD,
+            attn_mask=mask,
+            dropout_p=self._dropout if self.training else 0.0,
+            is_causal=mask is None,
+            enable_gqa=self._grouped,
+        )
+
+
+def _last_of(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys each of the last `queries` sees; a GPU's kernels know without a mask."""
+    if device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class Positions(nn.Module):
+    """Where each column of x [B, T, ...] is in its sequence, and how long that is."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return torch.arange(x.shape[1], device=x.device), x.shape[1]
+
+
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.attend = Attend(config.attention_dropout, config.heads != config.kv_heads)
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.width, queries, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.width, keys, bias=config.qkv_bias)
@@ -60,14 +98,7 @@ class Attention(nn.Module):
         q_BHTD = turn(q_BTHD.transpose(1, 2), cos_TD, sin_TD)
         k_BKTD = turn(k_BTKD.transpose(1, 2), cos_TD, sin_TD)
         v_BKTD = self.v_proj(x_BTC).view(heads).transpose(1, 2)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BKTD,
-            v_BKTD,
-            dropout_p=config.attention_dropout if self.training else 0.0,
-            is_causal=True,
-            enable_gqa=config.heads != config.kv_heads,
-        )
+        y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD)
         return self.o_proj(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -101,15 +132,16 @@ class Trunk(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.positions = Positions()
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         x_BTC = self.embed_tokens(tokens_BT)
-        length, rope = tokens_BT.shape[1], self.config.rope
+        rope = self.config.rope
+        positions_T, length = self.positions(tokens_BT)
         per_position_F = frequencies(rope, self.config.head_dim, length).to(x_BTC.device)
-        positions_T = torch.arange(length, device=x_BTC.device)
         cos_TD, sin_TD = (t.to(x_BTC.dtype) for t in turns(positions_T, per_position_F, rope))
         for layer in self.layers:
             x_BTC = layer(x_BTC, cos_TD, sin_TD)
@@ -120,7 +152,8 @@ class Decoder(nn.Module):
     """`Decoder(**config)`, `config` being a Hugging Face `config.json` of model_type llama, qwen2
     or qwen3. Raises UnsupportedModel, naming the key."""
 
-    # For `trainer`: where a pipeline may cut it, and how each module is cut over several devices.
+    # For `trainer`: where a pipeline may cut it, how each module is cut over several devices, and
+    # which modules know that a sequence is cut.
     pipeline = (("model.embed_tokens",), "model.layers", ("model.norm", "lm_head"))
     tensor_plan: ClassVar[Mapping[str, str]] = {
         "model.embed_tokens": "embed",
@@ -134,6 +167,10 @@ class Decoder(nn.Module):
         "model.layers.*.mlp": "gather",
         "model.norm": "sequence",
         "lm_head": "head",
+    }
+    context_plan: ClassVar[Mapping[str, str]] = {
+        "model.positions": "positions",
+        "model.layers.*.self_attn.attend": "attend",
     }
 
     def __init__(self, **config: Any) -> None:
@@ -166,11 +203,17 @@ class Decoder(nn.Module):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy of each next token. `tokens` [B, T]; `labels` [B, T] if given stand
         for the tokens as what is to be predicted, -100 where nothing is: position t is asked for
-        labels[t + 1], as in `transformers`."""
-        tokens_BT = batch["tokens"]
-        labels_BT = batch.get("labels", tokens_BT)
-        logits_BTV = self(tokens_BT)[:, :-1]
-        loss = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT[:, 1:].flatten(), ignore_index=IGNORE
-        )
-        return loss, {}
+        labels[t + 1], as in `transformers`. With `targets` [B, T], position t is asked for
+        targets[t], and the sum is divided by `asked`: a part of the mean of a longer sequence."""
+        if "targets" in batch:
+            logits_BTV, asked_BT = self(batch["tokens"]), batch["targets"]
+            total = _cross_entropy(logits_BTV, asked_BT, "sum")
+            return total / batch["asked"][0], {}
+        labels_BT = batch.get("labels", batch["tokens"])
+        logits_BTV = self(batch["tokens"])[:, :-1]
+        return _cross_entropy(logits_BTV, labels_BT[:, 1:], "mean"), {}
+
+
+def _cross_entropy(logits_BTV: Tensor, asked_BT: Tensor, reduction: str) -> Tensor:
+    logits, asked = logits_BTV.flatten(0, 1).float(), asked_BT.flatten()
+    return F.cross_entropy(logits, asked, ignore_index=IGNORE, reduction=reduction)

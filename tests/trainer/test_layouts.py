@@ -35,6 +35,21 @@ LAYOUTS = {
         ("parallel.pp=2", "parallel.layers=[3, 1]", "parallel.dp_replicate=2"),
         ("parallel.dp_replicate=2", "compute.recompute=full"),
     ),
+    "cut sequences, then sharded too": (
+        4,
+        ("parallel.cp=4",),
+        ("parallel.cp=2", "parallel.dp_shard=2", "compute.recompute=full"),
+    ),
+    "copied cut sequences, then of tensor": (
+        4,
+        ("parallel.cp=2", "parallel.dp_replicate=2", "parallel.dp_shard=1"),
+        ("parallel.cp=2", "parallel.tp=2", "parallel.dp_shard=1"),
+    ),
+    "pipeline of cut sequences, then three": (
+        4,
+        ("parallel.cp=2", "parallel.pp=2"),
+        ("parallel.cp=2", "parallel.pp=2", "parallel.schedule=interleaved"),
+    ),
 }
 
 

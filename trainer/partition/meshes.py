@@ -1,8 +1,9 @@
 """The mesh for as many ranks as there are, when they are others than were asked for.
 
-Owns the choice: layers stay cut as they are (tp), then the pipeline keeps its length, then a copy
-its shards; data parallelism takes what changes. Pure. Invariant: there is a mesh for every number
-of ranks, and the one that was asked for is taken wherever it fits.
+Owns the choice: layers stay cut as they are (tp), then the pipeline keeps its length, then
+sequences stay cut (cp), then a copy keeps its shards; data parallelism takes what changes. Pure.
+Invariant: there is a mesh for every number of ranks, and the one that was asked for is taken
+wherever it fits.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ def fit(config: ParallelConfig, ranks: int) -> MeshPlan:
         pass
     for tp in _divisors(config.tp):
         for pp in _divisors(config.pp):
-            rest, over = divmod(ranks, tp * pp)
-            if over or not rest:
-                continue
-            copies = _copies(config, rest)
-            return MeshPlan(dp_replicate=copies, dp_shard=rest // copies, pp=pp, tp=tp)
+            for cp in _divisors(config.cp):
+                rest, over = divmod(ranks, tp * pp * cp)
+                if over or not rest:
+                    continue
+                copies = _copies(config, rest)
+                return MeshPlan(dp_replicate=copies, dp_shard=rest // copies, pp=pp, tp=tp, cp=cp)
     raise AssertionError("a mesh of dp alone fits always")
 
 
