@@ -6,28 +6,38 @@ Owns the average, by parameter name, of the shards that this rank holds. Invaria
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from trainer.shards import local
+from trainer.shards import changed, local
 
 
 class Average:
-    """After n updates, each weight of `decay` counts by about its age: exponentially."""
+    """After n updates, each weight of `decay` counts by about its age: exponentially.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    `model` has the parameters, wrapped as it is called.
+    `followed` gives the value of a parameter that counts: where replicas train apart, the one that
+    they have agreed on, so that their averages are the same.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        decay: float,
+        model: nn.Module,
+        followed: Callable[[str, Tensor], Tensor] = lambda _, own: own,
+    ) -> None:
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
-        self._decay = decay
+        self._decay, self._model, self._value = decay, model, followed
         self.tensors: dict[str, Tensor] = {}
         self.restart()
 
     def restart(self) -> None:
         """From the weights as they are."""
-        for name, parameter in self.parameters.items():
-            part = local(parameter)
+        for name, part in zip(self.parameters, self._followed(), strict=True):
             if name in self.tensors:
                 self.tensors[name].copy_(part)
             else:
@@ -38,7 +48,7 @@ class Average:
         it follows faster: with a decay of (1 + n) / (10 + n), as is usual."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         averages = list(self.tensors.values())
-        torch._foreach_lerp_(averages, self._live(), weight)
+        torch._foreach_lerp_(averages, self._followed(), weight)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -54,6 +64,10 @@ class Average:
             kept = part.clone()
             part.copy_(average)
             average.copy_(kept)
+        changed(self._model)
+
+    def _followed(self) -> list[Tensor]:
+        return [local(self._value(name, p)) for name, p in self.parameters.items()]
 
     def _live(self) -> list[Tensor]:
         return [local(parameter) for parameter in self.parameters.values()]

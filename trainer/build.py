@@ -129,7 +129,11 @@ def build_loop(
     updated = updated_here(sync, parallel.model)
     optimizer = Optimizer(updated, config.optimizer, parallel.repeats)
     decay, frozen = config.optimizer.ema, session.definition.source is None
-    average = Average(optimizer.parameters, decay) if decay is not None else None
+    average = None
+    if decay is not None:
+        # All that learns, also where another rank's optimizer steps it.
+        named = dict(parallel.model.named_parameters())
+        average = Average(named, decay, parallel.objective, sync.stored)
     state = TrainState(parallel.model, optimizer, sync, average, frozen=frozen)
     if start.hash is not None:
         folder = session.run.folder(start.step)

@@ -317,10 +317,10 @@ def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, 
             "model.config",
             'has a meaning only with "class"; with "init" alone, it is what that has',
         )
-    if config.lora.rank is not None and (config.parallel.tp > 1 or config.parallel.pp > 1):
-        yield "lora.rank", "updates are not cut over ranks; set parallel.tp and parallel.pp to 1"
-    if config.optimizer.ema is not None and config.sync.method != "gradients":
-        yield "optimizer.ema", 'goes with sync.method = "gradients"'
+    if config.lora.dropout and config.parallel.tp > 1:
+        yield "lora.dropout", "each rank of parallel.tp would drop others; set it to 0"
+    if config.optimizer.ema is not None and config.sync.method == "server":
+        yield "optimizer.ema", "a server keeps no average; choose another sync.method"
 
 
 def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -333,8 +333,6 @@ def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[st
         yield "data.micro_batch", "a pipeline works on micro-batches; say how large they are"
     if "chunks" in written and parallel.schedule != "interleaved":
         yield "parallel.chunks", 'has a meaning only with parallel.schedule = "interleaved"'
-    if (parallel.pp > 1 or parallel.tp > 1) and config.sync.method != "gradients":
-        yield "sync.method", 'with parallel.pp or parallel.tp, gradients travel: "gradients"'
 
 
 def describe() -> str:

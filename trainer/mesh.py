@@ -128,7 +128,10 @@ class Mesh:
 
     def one_replica(self) -> Mesh:
         """The same ranks as a replica sees them: as if there were no other."""
-        seen = replace(self, plan=replace(self.plan, dp_replicate=1), unseen=self.plan.dp_replicate)
+        plan = replace(self.plan, dp_replicate=1)
+        inner = plan.shard_ranks * plan.tp
+        rank = self.stage_rank * inner + self.rank % inner
+        seen = replace(self, plan=plan, rank=rank, unseen=self.plan.dp_replicate)
         if self.shards is None or self.plan.dp_replicate == 1:
             return seen
         return replace(seen, shards=self.shards["dp_shard"] if self.plan.shard_ranks > 1 else None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,6 +66,14 @@ def aligned(grad: Tensor, parameter: Tensor) -> Tensor:
                 placements=cast("Any", parameter).placements
             )
     return grad
+
+
+def changed(model: nn.Module) -> None:
+    """To be told when parameters were given other values: FSDP may hold what it gathered before."""
+    for module in model.modules():
+        reshard = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
 
 
 def place(tensor: Tensor) -> Region:

@@ -139,6 +139,9 @@ class TrainState:
             same = torch.equal(shape, wanted.pop(SHAPE)) and same
         sources = choose_sources(wanted, stored, same=same)
         read({sources[name]: tensor for name, tensor in wanted.items() if name in sources})
+        averages = [name for name in wanted if name.startswith(EMA)]
+        if self._average is not None and not sources.keys() >= set(averages):
+            self._average.restart()  # this run had none until now
         self._sync.resume(step, same)
         return same
 

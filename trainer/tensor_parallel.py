@@ -12,11 +12,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import (
+    DTensor,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -26,6 +34,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from trainer.errors import BadPlugin
+from trainer.lora import A, B, LowRank
 from trainer.stages import Absent
 
 # The optional class attribute {pattern of module names: word}; the words are below.
@@ -71,7 +80,45 @@ class Leave(ParallelStyle):
         return module
 
 
-def _style(word: str) -> ParallelStyle:
+class LowRankColumns(ColwiseParallel):
+    """As ColwiseParallel cuts a Linear; of its update, B is cut alike and A is whole."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return _cut_update(self, module, device_mesh, {A: Replicate()}, Shard(0))
+
+
+class LowRankRows(RowwiseParallel):
+    """As RowwiseParallel cuts a Linear; of its update, A is cut alike and B is whole."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        self.desired_input_layouts: tuple[Placement, ...] = (Shard(-1),)
+        return _cut_update(
+            self, module, device_mesh, {B: Replicate(), "bias": Replicate()}, Shard(1)
+        )
+
+
+def _cut_update(
+    style: ColwiseParallel | RowwiseParallel,
+    module: nn.Module,
+    mesh: DeviceMesh,
+    placements: Mapping[str, Placement],
+    usual: Placement,
+) -> nn.Module:
+    def cut(_: str, part: nn.Module, mesh: DeviceMesh) -> None:
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            cut = distribute_tensor(parameter, mesh, [placements.get(name, usual)])
+            learns = parameter.requires_grad
+            part.register_parameter(name, nn.Parameter(cut, requires_grad=learns))
+
+    enter = partial(style._prepare_input_fn, style.input_layouts, style.desired_input_layouts)
+    leave = partial(style._prepare_output_fn, style.output_layouts, style.use_local_output)
+    return distribute_module(module, mesh, cut, enter, leave)
+
+
+def _style(word: str, updated: bool) -> ParallelStyle:
+    """`updated`: for a Linear with a low-rank update."""
+    columns = LowRankColumns if updated else ColwiseParallel
+    rows = LowRankRows if updated else RowwiseParallel
     match word:
         case "embed":  # an embedding, cut by its rows; gives the sequence cut
             return RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE)
@@ -82,11 +129,11 @@ def _style(word: str) -> ParallelStyle:
         case "gather":
             return Gather()
         case "columns":  # a Linear that gives this rank's features
-            return ColwiseParallel()
+            return columns()
         case "rows":  # a Linear that takes them, and adds up over the ranks
-            return RowwiseParallel(output_layouts=SEQUENCE)
+            return rows(output_layouts=SEQUENCE)
         case "head":  # from a cut sequence to whole rows of all features
-            return ColwiseParallel(input_layouts=SEQUENCE, output_layouts=Replicate())
+            return columns(input_layouts=SEQUENCE, output_layouts=Replicate())
     raise BadPlugin(f"model.class: {ATTRIBUTE!r} has the word {word!r}, which means nothing")
 
 
@@ -104,16 +151,20 @@ def tensor_plan(model: nn.Module, name: str) -> Mapping[str, str]:
 def cut_tensors(model: nn.Module, plan: Mapping[str, str], tp: DeviceMesh) -> None:
     """Cuts the modules in place; in a pipeline's stage, only those that are there. Tied weights
     must be tied again by the caller."""
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
     for path, module in list(model.named_modules()):
         word = next((word for pattern, word in plan.items() if fnmatch.fnmatch(path, pattern)), "")
         if not word:
             continue
         if not isinstance(module, Absent):
-            parallelize_module(module, tp, _style(word))
+            parallelize_module(module, tp, _style(word, isinstance(module, LowRank)))
         elif word == "embed":
             parallelize_module(module, tp, Enter())
         elif word == "head":
             parallelize_module(module, tp, Leave())
+    for name, parameter in model.named_parameters():
+        if name in still:  # some of torch's styles forget that
+            parameter.requires_grad_(False)
 
 
 def refuse_uneven(model: nn.Module, ranks: int) -> None:

@@ -90,7 +90,7 @@ def test_rules_change_rate_and_decay_by_name():
 
 def test_an_average_follows_early_and_then_slowly():
     net = model()
-    average = Average(dict(net.named_parameters()), 0.9)
+    average = Average(dict(net.named_parameters()), 0.9, net)
     wanted = net[2].weight.detach().clone()
     for step in range(1, 200):
         with torch.no_grad():

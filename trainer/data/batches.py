@@ -31,8 +31,9 @@ class Source(Protocol):
     """Samples by index. A mapping of tensors, the samples first, is one too (`Tensors`).
 
     It may have more: `weights(indices)`, what each sample counts in the mean of the loss (else all
-    count the same); `tokens_per_sample`, for what people are shown; `fingerprint`, which changes
-    with the content, so that a run never goes on with other data.
+    count the same); `tokens_per_sample`, for what people are shown; `longest`, how many tokens the
+    longest has where they differ; `fingerprint`, which changes with the content, so that a run
+    never goes on with other data.
     """
 
     def __len__(self) -> int: ...

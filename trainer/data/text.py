@@ -155,6 +155,10 @@ class Talks:
         return len(self._talks)
 
     @property
+    def longest(self) -> int:
+        return max((len(talk.tokens) for talk in self._talks), default=0)
+
+    @property
     def tokens_per_sample(self) -> float:
         return sum(len(talk.tokens) for talk in self._talks) / max(1, len(self._talks))
 

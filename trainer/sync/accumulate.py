@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainer.config_sync import SyncConfig
 from trainer.parallel import Parallel
-from trainer.shards import local, wrapper
+from trainer.shards import changed, local, wrapper
 from trainer.sync.fragments import Fragment, fragments
 from trainer.sync.outer import Nesterov
 
@@ -143,10 +143,7 @@ class Accumulate:
     def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, part in self._local.items():
             part.copy_(values[name])
-        for module in self._objective.modules():
-            reshard = getattr(module, "reshard", None)
-            if callable(reshard):  # FSDP may hold what it gathered before
-                reshard()
+        changed(self._objective)
 
     def stored(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self._agreed:

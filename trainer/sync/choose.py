@@ -28,8 +28,6 @@ def refuse_mesh(config: SyncConfig, plan: MeshPlan) -> None:
     several = "set parallel.dp_replicate = -1 and parallel.dp_shard = 1"
     if plan.dp_replicate == 1:
         raise ValueError(f"{config.method} needs replicas, and {plan} has one; {several}")
-    if plan.cuts:
-        raise ValueError(f"{config.method} goes with whole or sharded copies; {plan} cuts layers")
     if config.method == "broadcast" and plan.ranks != plan.dp_replicate:
         raise ValueError(f"a root needs whole parameters, which {plan} has nowhere; {several}")
 
