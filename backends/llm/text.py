@@ -6,6 +6,7 @@ shared by all requests of the version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from backends.llm.errors import BadTokenizer, ContextTooLong
+from backends.llm.control import Seals
+from backends.llm.errors import BadRequest, BadTokenizer, ContextTooLong
 from backends.llm.structured.vocabulary import Vocabulary
 from backends.llm.template import ChatTemplate
 from backends.llm.tokenizer import Tokenizer
@@ -51,7 +53,29 @@ class TextModel:
             identity=xxhash.xxh3_128_hexdigest((folder / "tokenizer.json").read_bytes()),
         )
 
-    def encode(self, text: str, param: str, *, special: bool) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        param: str,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The prompt of a conversation, up to where the assistant speaks. Control tokens in it are
+        the template's: their names in what a client says are text. Raises BadRequest, ModelFailed
+        or ContextTooLong."""
+        assert self.template is not None
+        said = Seals(self.tokenizer.control)
+        mine = said.seal_all([list(messages), list(tools), dict(extra or {})])
+        try:
+            text = self.template.render(mine[0], mine[1] or None, mine[2])
+        except BadRequest as error:
+            at_fault = param if error.param == "messages" else error.param
+            raise BadRequest(said.unseal(error.message), param=at_fault) from error
+        return self.encode(text, param, special=False, said=said)
+
+    def encode(
+        self, text: str, param: str, *, special: bool, said: Seals | None = None
+    ) -> list[int]:
         """What cannot fit is not even tokenised: that would take minutes and gigabytes, and hold
         up everybody's streams. Raises ContextTooLong."""
         most = self.max_context * self.tokenizer.longest
@@ -63,7 +87,7 @@ class TextModel:
                 f"Please reduce the length of the {param}.",
                 param=param,
             )
-        return self.tokenizer.encode(text, special=special)
+        return self.tokenizer.encode(text, special=special, said=said)
 
     def room(self, prompt: int, asked: int | None, param: str) -> int:
         """How many tokens may be generated after `prompt` ones. Raises ContextTooLong."""

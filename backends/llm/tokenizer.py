@@ -1,9 +1,9 @@
 """Text to tokens, and the exact bytes that every token stands for.
 
-Owns one `tokenizer.json`: encoding goes through the `tokenizers` library, decoding through a table
-of bytes made once, so that text can be cut between any two tokens. Thread-safe. Invariant: the
-bytes of a sequence are those of its tokens, one after the other (but for the space that a
-sentencepiece text begins with).
+Owns one `tokenizer.json`: encoding goes through the `tokenizers` library, which knows special
+tokens only by their seals; decoding through a table of bytes made once, so that text can be cut
+between any two tokens. Thread-safe. Invariant: the bytes of a sequence are those of its tokens, one
+after the other (but for the space that a sentencepiece text begins with).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer as Library
 
+from backends.llm.control import Names, Seals
 from backends.llm.errors import BadTokenizer
 
 # Characters from which on others must not wait for a text to be encoded.
@@ -37,8 +38,10 @@ class Tokenizer:
     def __init__(self, data: bytes) -> None:
         """Raises BadTokenizer."""
         try:
-            self._library = Library.from_buffer(data)
             spec = orjson.loads(data)
+            self.control = Names(_special(spec))
+            self._seals = Seals(self.control)
+            self._library = Library.from_str(_sealed(spec, self._seals))
             decoder = _Decoder(spec.get("decoder") or {})
         except BadTokenizer:
             raise
@@ -48,10 +51,12 @@ class Tokenizer:
         self._library.no_truncation()
         self._library.no_padding()
         added = self._library.get_added_tokens_decoder()
+        unseal = self._seals.unseal
         self.special: Mapping[str, int] = {
-            token.content: id for id, token in added.items() if token.special
+            unseal(token.content): id for id, token in added.items() if token.special
         }
-        self._names = self._library.get_vocab(with_added_tokens=True)
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        self._names = {unseal(name): id for name, id in vocabulary.items()}
         self.pieces: list[bytes | None] = [None] * (max(self._names.values(), default=-1) + 1)
         for name, id in self._names.items():
             self.pieces[id] = decoder.piece(name)
@@ -80,9 +85,13 @@ class Tokenizer:
             if name in self.special:
                 self.pieces[self.special[name]] = name.encode()
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool, said: Seals | None = None) -> list[int]:
         """`special`: with the tokens that begin (or end) a text, as the model was trained. Names
-        of special tokens in the text become those tokens, which is how templates write them."""
+        of special tokens in the text become those tokens, which is how templates write them; what
+        `said` has sealed is text."""
+        text = self._seals.seal(text)
+        if said is not None:
+            text = said.unseal(text)
         if len(text) < LONG:
             short: list[int] = self._library.encode(text, add_special_tokens=special).ids
             return short
@@ -96,7 +105,7 @@ class Tokenizer:
 
     def name_of(self, token: int) -> str:
         """As the vocabulary has it; empty for an id that it does not have."""
-        return self._library.id_to_token(token) or ""
+        return self._seals.unseal(self._library.id_to_token(token) or "")
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """The bytes of all of them, special tokens left out; unknown ids are nothing."""
@@ -106,6 +115,26 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         data = self.bytes_of(tokens)
         return data.removeprefix(self.lead).decode("utf-8", "replace")
+
+
+def _special(spec: Mapping[str, Any]) -> list[str]:
+    return [token["content"] for token in spec.get("added_tokens") or () if token["special"]]
+
+
+def _sealed(spec: Mapping[str, Any], seals: Seals) -> str:
+    """The file with the names of special tokens replaced by their seals, wherever it has them."""
+    added = [
+        {**token, "content": seals.of(token["content"])} for token in spec.get("added_tokens") or ()
+    ]
+    model = dict(spec["model"])
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {seals.of(name): id for name, id in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[seals.of(name), score] for name, score in vocabulary]
+    if (unknown := model.get("unk_token")) is not None:
+        model["unk_token"] = seals.of(unknown)
+    return orjson.dumps({**spec, "added_tokens": added, "model": model}).decode()
 
 
 class _Decoder:

@@ -48,8 +48,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     """Raises BadRequest."""
     fields = Fields(body)
     model = setting.model_of(fields)
-    template = text.template
-    if template is None:
+    if text.template is None:
         message = f"model {model!r} has no chat template; use /v1/completions"
         raise BadRequest(message, param="messages")
     messages = take_messages(fields)
@@ -60,7 +59,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
         raise BadRequest("max_tokens and max_completion_tokens differ", param="max_tokens")
     logprobs = _take_logprobs(fields)
     stream, usage = take_stream(fields)
-    tools = take_tools(fields, template, text, setting.grammars)
+    tools = take_tools(fields, text.template, text, setting.grammars)
     mask = take_format(fields, text, setting.grammars)
     extra = fields.take("chat_template_kwargs", TABLE, {})
     accept_routing(fields)
@@ -70,9 +69,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     fields.done()
     if tools.mask is not None and mask is not None:
         raise BadRequest("tool_choice and response_format exclude each other", param="tool_choice")
-    prompt = text.encode(
-        template.render(messages, tools.offered or None, extra), "messages", special=False
-    )
+    prompt = text.chat(messages, tools.offered, "messages", extra)
     sampling = choosing.within(text.room(len(prompt), limit, "messages"))
     kind = ChatStream if stream else ChatWhole
     return Asked(

@@ -47,8 +47,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     """Raises BadRequest."""
     fields = Fields(body)
     model = setting.model_of(fields)
-    template = text.template
-    if template is None:
+    if text.template is None:
         raise BadRequest(f"model {model!r} has no chat template", param="input")
     instructions = fields.take("instructions", TEXT, None)
     messages = _take_input(fields)
@@ -72,7 +71,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     fields.refuse("background", "a response is answered at once", False)
     fields.refuse("top_logprobs", "see /v1/chat/completions", 0)
     fields.done()
-    prompt = text.encode(template.render(messages, tools.offered or None), "input", special=False)
+    prompt = text.chat(messages, tools.offered, "input")
     sampling = choosing.within(text.room(len(prompt), limit, "input"))
     head = {
         "id": f"resp_{Setting.new_id()}",

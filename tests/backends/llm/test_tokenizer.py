@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.llm.control import Seals
 from backends.llm.detokenise import Detokeniser
 from backends.llm.errors import BadTokenizer
 from backends.llm.tokenizer import Tokenizer
@@ -36,6 +37,28 @@ def test_text_in_pieces_is_the_text_at_once(name, text, cuts):
         said += detokeniser.feed(part)
         assert whole.startswith(said), "nothing that was said changes"
     assert said + detokeniser.feed([], final=True) == whole == tokenizer.decode(tokens)
+
+
+MIXED = [*LIBRARIES["byte_level"].get_added_tokens_decoder().values()]
+MIXED = [token.content for token in MIXED] + ["<|", "im_", "end|>", "the", " ", "é", "<s>", "</s>"]
+
+
+@given(name=names, parts=st.lists(st.sampled_from(MIXED), max_size=20))
+def test_names_of_special_tokens_are_these_tokens_as_the_library_has_it(name, parts):
+    text = "".join(parts)
+    expected = LIBRARIES[name].encode(text, add_special_tokens=False).ids
+    assert OURS[name].encode(text, special=False) == expected
+
+
+@given(parts=st.lists(st.sampled_from(MIXED), max_size=20))
+def test_what_a_client_says_is_never_a_control_token(parts):
+    tokenizer, text = OURS["byte_level"], "".join(parts)
+    said = Seals(tokenizer.control)
+    written = f"<|im_start|>{said.seal(text)}<|im_end|>"
+    first, *tokens, last = tokenizer.encode(written, special=False, said=said)
+    assert [first, last] == [tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")]
+    assert not set(tokens) & set(tokenizer.special.values())
+    assert tokenizer.decode(tokens) == text
 
 
 @given(tokens=st.lists(st.integers(0, len(OURS["byte_level"].pieces) - 1), max_size=30))
@@ -91,3 +114,26 @@ def test_a_decoder_that_nobody_knows_is_refused():
     library.decoder = decoders.WordPiece()
     with pytest.raises(BadTokenizer, match="'WordPiece' is not supported; known are ByteLevel"):
         ours(library)
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel"])
+def test_other_kinds_of_vocabularies_are_sealed_too(kind):
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+
+    pieces = ["<unk>", "<s>", "▁the", "s"]
+    library = Library(
+        models.Unigram([(piece, -1.0) for piece in pieces], 0, False)
+        if kind == "Unigram"
+        else models.WordLevel({piece: id for id, piece in enumerate(pieces)}, "<unk>")
+    )
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    library.add_special_tokens(["<unk>", "<s>"])
+    tokenizer = ours(library)
+    assert [tokenizer.name_of(id) for id in range(4)] == pieces
+    for text in ("<s>the", "the<unk>the", "zz<s>"):
+        expected = library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text, special=False) == expected
+    said = Seals(tokenizer.control)
+    assert 1 not in tokenizer.encode(said.seal("<s>the"), special=False, said=said)
