@@ -85,10 +85,8 @@ def _load(parser: argparse.ArgumentParser) -> None:
         "has them, streamed unless --whole; a WebSocket message to each of ours (default http)",
     )
     parser.add_argument("--model", metavar="NAME", help="openai: the model")
-    parser.add_argument(
-        "--prompt", default="Write a short story.", metavar="TEXT", help="openai: what to ask"
-    )
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="openai: at most")
+    parser.add_argument("--prompt", metavar="TEXT", help="openai: what to ask")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="openai: at most (default 128)")
     parser.add_argument("--whole", action="store_true", help="openai: do not stream")
     parser.add_argument("--preset", choices=("mlp", "digits", "image"), help="a model's request")
     parser.add_argument("--body", type=Path, metavar="FILE", help="what to post; - reads it here")
@@ -106,26 +104,26 @@ def _load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arrivals",
         choices=("poisson", "constant", "bursts"),
-        default="poisson",
-        help="of an open loop; bursts: 0.4 and 1.6 times the rate in turns of a second on average",
+        help="of an open loop (default poisson); bursts: 0.4 and 1.6 times the rate in turns of a "
+        "second on average",
     )
     parser.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
-        help="replay recorded requests at their own times: JSON lines with `at`, `body`, `path` "
-        "and `headers` (docs/benchmarks.md)",
+        help="replay recorded requests at their own times: JSON lines with `at`, `body`, `path`, "
+        "`method` and `headers` (docs/benchmarks.md)",
     )
-    parser.add_argument(
-        "--speed", type=float, default=1.0, metavar="X", help="of a trace (default 1)"
-    )
+    parser.add_argument("--speed", type=float, metavar="X", help="of a trace (default 1)")
     parser.add_argument(
         "--ramp",
         metavar="FROM:TO[:STEPS]",
         help="an open loop at one rate after another, --seconds each, until the knee is passed",
     )
     parser.add_argument("--connections", type=int, default=64, metavar="N", help="(default 64)")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="(default 10)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="(default 10; of a trace: all of it)"
+    )
     parser.add_argument(
         "--warmup", type=float, default=0.0, metavar="S", help="before that, not counted"
     )
@@ -135,7 +133,14 @@ def _load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timing", action="store_true", help="ask a Penstock how large its batches were"
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="(default 1)")
+    parser.add_argument("--insecure", action="store_true", help="do not check a certificate")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="to generate the load, for more than a core of it carries (default 1)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and presets (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +21,7 @@ from bench.tables import number
 
 
 def climb(spec: LoadSpec, asked: str, processes: int, *, as_json: bool) -> int:
-    """Raises ValueError, LoadFailed."""
-    if spec.rate is not None or spec.trace is not None:
-        raise ValueError("--ramp has its own rates: leave --rate and --trace out")
+    """Ctrl-C ends it with what was found until then. Raises LoadFailed, KeyboardInterrupt."""
 
     def run(rate: float) -> LoadReport:
         return generator.run(replace(spec, rate=rate), processes=processes)
@@ -35,11 +34,16 @@ def climb(spec: LoadSpec, asked: str, processes: int, *, as_json: bool) -> int:
             found.append(point)
             live.update(_table(found), refresh=True)
 
-        measure(rates(asked), run, told)
+        interrupted = measure(rates(asked), run, told)
+    if not console.is_terminal:
+        console.print()  # after the table, which ends no line
+    if interrupted and not found:
+        raise KeyboardInterrupt
     best = knee(found)
     if as_json:
         points = [point.to_json() for point in found]
         line: dict[str, Any] = {"url": spec.url, "points": points, "knee": best and best.rate}
+        line["interrupted"] = interrupted
         print(json.dumps(rounded(line)))
     elif best is None:
         print("no rate was answered in time: begin lower")
@@ -49,20 +53,30 @@ def climb(spec: LoadSpec, asked: str, processes: int, *, as_json: bool) -> int:
     limits = {point.limit for point in found if point.limit is not None}
     for limit in sorted(limits):
         print(f"the generator was the limit: {limit}", file=sys.stderr)
+    if interrupted:
+        return 128 + signal.SIGINT
     return 0 if best is not None else 1
 
 
 def measure(
     steps: list[float], run: Callable[[float], LoadReport], told: Callable[[Point], None]
-) -> None:
-    """One rate after another, two past the knee."""
+) -> bool:
+    """One rate after another, two past the knee. Whether it was interrupted: a rate that was not
+    offered for its whole time is none."""
     found: list[Point] = []
     for rate in steps:
-        point = Point.of(rate, run(rate))
+        try:
+            report = run(rate)
+        except KeyboardInterrupt:
+            return True
+        if report.interrupted:
+            return True
+        point = Point.of(rate, report)
         found.append(point)
         told(point)
         if passed(found):
-            return
+            break
+    return False
 
 
 def _table(points: list[Point]) -> Table:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from bench.load import trace
 from bench.load.spec import LoadSpec
+from bench.load.trace import Recorded
 
 # Bursts: as busy as these shares of the rate in turns, each held for a second on average.
 CALM, BUSY, HELD_S = 0.4, 1.6, 1.0
@@ -58,12 +59,15 @@ def _recorded(spec: LoadSpec, request: bytes, render: Callable[[LoadSpec], bytes
     assert spec.trace is not None
     for one in trace.part(trace.read(Path(spec.trace)), spec.part, spec.parts):
         sent = request
-        if one.body is not None or one.path is not None or one.headers:
+        if one != Recorded(one.at):
             url = spec.url
             if one.path is not None:
                 parts = urlsplit(spec.url)
                 url = urlunsplit((parts.scheme, parts.netloc, one.path, "", ""))
             body = spec.body if one.body is None else one.body
             headers = {**spec.headers, **one.headers}
-            sent = render(replace(spec, url=url, body=body, headers=headers))
+            method = one.method or spec.method
+            if one.method is None and one.body is not None and method == "GET":
+                method = "POST"
+            sent = render(replace(spec, url=url, body=body, headers=headers, method=method))
         yield one.at / spec.speed, sent

@@ -16,6 +16,8 @@ import httptools
 
 from bench.load.spec import LoadSpec
 
+# Where an answer without either of them ends, the connection does.
+SIZED = re.compile(rb"\r\n(?:content-length|transfer-encoding):", re.IGNORECASE)
 # In the head of an answer, which arrives in one piece or is not counted.
 BATCH = re.compile(rb'\r\nserver-timing: [^\r]*batch;desc="(\d+)"')
 
@@ -39,14 +41,15 @@ class Connection(asyncio.Protocol):
     owner's note whether the request is in the report."""
 
     __slots__ = (
-        "_open", "_owner", "_parser", "_timing", "_transport",
+        "_head", "_open", "_owner", "_parser", "_timing", "_to_end", "_transport",
         "busy", "counted", "received", "sent", "since",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, *, timing: bool = False) -> None:
         self._owner, self._timing = owner, timing
         self._parser = httptools.HttpResponseParser(self)
-        self._open = False
+        self._head: bytes | None = b""  # None: the answer's body has begun
+        self._open = self._to_end = False
         self.busy = self.counted = False
         self.since = self.sent = 0.0
         self.received = 0
@@ -69,12 +72,21 @@ class Connection(asyncio.Protocol):
         self.received += len(data)
         if self._timing and (found := BATCH.search(data)) is not None:
             self._owner.told(self, int(found[1]))
+        if self._head is not None:
+            self._head += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.abandon("not HTTP")
 
+    def on_headers_complete(self) -> None:
+        # The parser wants the connection's end for either reason.
+        if not self._parser.should_keep_alive():
+            self._to_end = SIZED.search(self._head or b"") is None
+        self._head = None
+
     def on_message_complete(self) -> None:
+        self._head = b""
         status = self._parser.get_status_code()
         if status < 200 or not self.busy:  # 100 Continue; an answer that nobody asked for
             return
@@ -85,7 +97,10 @@ class Connection(asyncio.Protocol):
         self._owner.answered(self, status)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.busy:
+        if self.busy and self._to_end and error is None:
+            self._open = self._to_end = False
+            self.on_message_complete()
+        elif self.busy:
             self._end("reset" if error is not None else "closed")
         elif self._open:
             self._open = False
@@ -119,4 +134,8 @@ def render(spec: LoadSpec) -> bytes:
         if any(mark in name + value for mark in "\r\n\0"):
             raise ValueError(f"header {name!r} holds a line break")
         head += f"{name}: {value}\r\n"
-    return head.encode("latin-1") + b"\r\n" + spec.body
+    try:
+        return head.encode("latin-1") + b"\r\n" + spec.body
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start]
+        raise ValueError(f"a header holds {letter!r}, which cannot be sent") from error

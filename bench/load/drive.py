@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,8 @@ RECONNECT_S = 0.05
 SWEEP_S = 0.1
 # Requests that start together at most, when the generator is behind.
 TURN = 64
+# What is under way when a load is stopped gets so long; whoever stopped it is waiting.
+STOPPED_S = 0.5
 # Connections that are opened together: more could overflow a server's accept queue.
 OPENING = 128
 
@@ -47,6 +50,7 @@ class Drive:
         self._report = LoadReport()
         self._recent = Histogram()
         self._loop = asyncio.get_running_loop()
+        self._secure = _secure(spec)
         self._connections: set[Any] = set()
         self._idle: deque[Any] = deque()
         # Requests that are due and have no connection yet: since when, whether counted, the bytes.
@@ -55,10 +59,15 @@ class Drive:
         self._due: Due = iter(())
         self._ticker = Ticker(self._loop, self._arrive)
         self._over = False
+        self._stopped = asyncio.Event()
         self._idle_now = asyncio.Event()
         self._start = self._next = self._from = self._until = 0.0
         self._upcoming = b""
-        self._failed_told = 0
+        self._failed_told = self._waiting_told = 0
+
+    def stop(self) -> None:
+        """End the load now: `run` returns what was found until then."""
+        self._stopped.set()
 
     async def run(self) -> LoadReport:
         """Raises CannotConnect, ValueError."""
@@ -79,17 +88,24 @@ class Drive:
             for connection in list(self._idle):
                 self._idle.remove(connection)
                 self._send(connection, time.monotonic())
-        while (now := time.monotonic()) < self._until:
+        while (now := time.monotonic()) < self._until and not self._stopped.is_set():
             if metered is None and now >= self._from:
                 metered = now, time.process_time()
-            await asyncio.sleep(min(SWEEP_S, self._until - now))
+            await self._pause(min(SWEEP_S, self._until - now))
             self._sweep()
         if metered is not None:
             wall = time.monotonic() - metered[0]
             report.cpu_share = (time.process_time() - metered[1]) / wall
-        report.seconds = spec.seconds
+        if self._stopped.is_set() and now < self._until:
+            report.interrupted = True
+            self._until = now
+        report.seconds = max(0.0, self._until - self._from)
         await self._finish()
         return report
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
 
     # --------------------------------------------------------------------------- the two loops
 
@@ -189,6 +205,10 @@ class Drive:
             histogram = self._report.first if first else self._report.gaps
             histogram.record(int(waited * 1e9))
 
+    def counted_tokens(self, connection: Any, count: int) -> None:
+        if connection.counted:
+            self._report.tokens += count
+
     def _failed(self, why: str, since: float) -> None:
         """Unanswered: it took at least so long, which is what the percentiles get."""
         self._report.errors[why] = self._report.errors.get(why, 0) + 1
@@ -207,14 +227,21 @@ class Drive:
                 raise CannotConnect(f"cannot connect to {self._spec.url}: {failures[0]}")
 
     async def _connect(self) -> None:
+        """Raises OSError, as which a timeout counts."""
         parts = urlsplit(self._spec.url)
-        secure = ssl.create_default_context() if parts.scheme in ("https", "wss") else None
-        port = parts.port or (443 if secure else 80)
-        _, connection = await self._loop.create_connection(
-            self._make, parts.hostname or "", port, ssl=secure
-        )
-        if isinstance(connection, websocket.SocketConnection):
-            await connection.opened
+        port = parts.port or (443 if self._secure else 80)
+        transport = None
+        try:
+            async with asyncio.timeout(self._spec.timeout_s):
+                transport, connection = await self._loop.create_connection(
+                    self._make, parts.hostname or "", port, ssl=self._secure
+                )
+                if isinstance(connection, websocket.SocketConnection):
+                    await connection.opened
+        except TimeoutError as error:
+            if transport is not None:
+                transport.abort()
+            raise OSError(f"not open within {self._spec.timeout_s:g} s") from error
         self._connections.add(connection)
         self._idle.append(connection)
 
@@ -263,17 +290,18 @@ class Drive:
                 {
                     "ok": self._recent.count,
                     "failed": failed - self._failed_told,
-                    "p50": self._recent.percentile(50),
-                    "p99": self._recent.percentile(99),
-                    "waiting": len(self._waiting),
+                    "latency": self._recent.to_json(),
+                    "waiting": len(self._waiting) - self._waiting_told,
                 }
             )
             self._recent, self._failed_told = Histogram(), failed
+            self._waiting_told = len(self._waiting)
 
     async def _finish(self) -> None:
         """An open loop's last requests get their time; then everything is closed."""
         self._over = True
-        end = time.monotonic() + self._spec.timeout_s
+        end = time.monotonic() + (STOPPED_S if self._report.interrupted else self._spec.timeout_s)
+        left_at = "interrupted" if self._report.interrupted else "timeout"
         while self._unanswered() and time.monotonic() < end:
             self._idle_now.clear()
             left = min(SWEEP_S, max(0.0, end - time.monotonic()))
@@ -292,7 +320,7 @@ class Drive:
             if connection.busy and not self._spec.open_loop:
                 self._report.sent -= int(connection.counted)
                 connection.counted = False
-            connection.abandon("timeout")
+            connection.abandon(left_at)
             self._forget(connection)
         self._ticker.close()
 
@@ -300,3 +328,12 @@ class Drive:
         if not self._spec.open_loop:
             return False  # what is under way is not counted
         return bool(self._waiting) or any(c.busy for c in self._connections)
+
+
+def _secure(spec: LoadSpec) -> ssl.SSLContext | None:
+    if urlsplit(spec.url).scheme not in ("https", "wss"):
+        return None
+    context = ssl.create_default_context()
+    if spec.insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -1,28 +1,36 @@
 """A connection whose answers are streams of server-sent events, each piece of them timed.
 
-Owns the counting of events. Invariant: an answer that is a stream of OpenAI's and ends without
-`data: [DONE]` counts as broken, as does one with an error event.
+Owns the counting of events, whichever way a server ends its lines, and of the tokens that OpenAI's
+`usage` tells. Invariant: an answer that is a stream of OpenAI's and ends without `data: [DONE]`
+counts as broken, as does one with an error event, and in `sse` one without any event.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Protocol
 
 from bench.load.connection import Connection, Owner
 
-DONE = b"data: [DONE]"
+DONE = re.compile(rb"data: ?\[DONE\]")
 # Where a server reports an error within a stream: OpenAI's form, EventSource's, ours.
-ERRORS = (b'data: {"error"', b"event: error")
+ERRORS = re.compile(rb'data: ?\{"error"|event: ?error')
+TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
+# Of a stream's end: the event with the usage, and the last one.
+END_BYTES = 2048
 
 
 class StreamOwner(Owner, Protocol):
     def events(self, connection: Any, count: int, waited: float, first: bool) -> None:
         """`count` events came together, `waited` seconds after those before, or after `since`."""
 
+    def counted_tokens(self, connection: Any, count: int) -> None:
+        """The answer says that it has so many."""
+
 
 class EventConnection(Connection):
-    __slots__ = ("_last", "_newline", "_openai", "_seen", "_stream", "_wrong")
+    __slots__ = ("_end_seen", "_last", "_openai", "_rest", "_stream", "_wrong")
 
     def __init__(self, owner: StreamOwner, *, openai: bool) -> None:
         super().__init__(owner)
@@ -32,8 +40,8 @@ class EventConnection(Connection):
 
     def _begin(self) -> None:
         self._last = 0.0
-        self._newline = False  # the last piece ended in the middle of an event's end
-        self._seen = b""  # of the stream's end
+        self._rest = b""  # a line's end that the next piece may make an event's end
+        self._end_seen = b""
         self._wrong = ""
 
     def send(self, request: bytes, since: float) -> None:
@@ -41,23 +49,34 @@ class EventConnection(Connection):
         super().send(request, since)
 
     def on_body(self, piece: bytes) -> None:
-        if not self.busy:
+        if not self.busy or not 200 <= self._parser.get_status_code() < 300:
             return
-        text = b"\n" + piece if self._newline else piece
-        count = text.count(b"\n\n")
-        self._newline = text.endswith(b"\n") and not text.endswith(b"\n\n")
-        self._seen = (self._seen + piece)[-64:]
-        if any(mark in piece for mark in ERRORS):
+        self._end_seen = (self._end_seen + piece)[-END_BYTES:]
+        if ERRORS.search(piece) is not None:
             self._wrong = "an error event"
-        if count:
+        if count := self._ends(piece):
             now, first = time.monotonic(), not self._last
             self._stream.events(self, count, now - (self._last or self.since), first)
             self._last = now
 
+    def _ends(self, piece: bytes) -> int:
+        """Events that end in it: lines end in LF or CRLF, an event in an empty one."""
+        text = self._rest + piece
+        cut = b"\r" if text.endswith(b"\r") else b""
+        text = text.removesuffix(b"\r").replace(b"\r\n", b"\n")
+        open_line = b"\n" if text.endswith(b"\n") and not text.endswith(b"\n\n") else b""
+        self._rest = open_line + cut
+        return text.count(b"\n\n")
+
     def on_message_complete(self) -> None:
         good = self.busy and 200 <= self._parser.get_status_code() < 300
-        if good and self._openai and self._last and DONE not in self._seen:
-            self._wrong = self._wrong or "a stream without [DONE]"
+        if good and self._openai:
+            if self._last and DONE.search(self._end_seen) is None:
+                self._wrong = self._wrong or "a stream without [DONE]"
+            if told := TOKENS.findall(self._end_seen):
+                self._stream.counted_tokens(self, int(told[-1]))
+        elif good and not self._last:
+            self._wrong = self._wrong or "an answer without events"
         if good and self._wrong:
             self.abandon(self._wrong)
             return

@@ -1,6 +1,7 @@
 """Runs a load in processes of its own and puts their reports together.
 
-Owns those processes. Invariant: none of them outlives `run`.
+Owns those processes. Ctrl-C ends a load early, with a report of what was found until then; a
+second one gives that up. Invariant: none of the processes outlives `run`.
 """
 
 from __future__ import annotations
@@ -20,24 +21,41 @@ Progress = Callable[[dict[str, Any]], None]
 MARGIN_S = 60.0
 
 
+# Within which a load that was told to stop reports.
+STOP_S = 10.0
+
+
 class LoadFailed(Exception):
     """The load could not be put on; the message says why."""
 
 
 def run(spec: LoadSpec, *, processes: int = 1, progress: Progress | None = None) -> LoadReport:
-    """Blocks until the load ended. `progress` is called from other threads. Raises LoadFailed."""
+    """Blocks until the load ended. `progress` is called from other threads. Raises LoadFailed;
+    KeyboardInterrupt where that came before there was anything to report."""
     parts = [_Part(spec.share(index, processes), progress) for index in range(processes)]
     limit = spec.warmup_s + spec.seconds + spec.timeout_s + MARGIN_S
     try:
         for part in parts:
             part.start()
-        total = LoadReport()
-        for part in parts:
-            total.add(part.result(limit))
-        return total
+        try:
+            return _total([part.result(limit) for part in parts])
+        except KeyboardInterrupt:
+            for part in parts:
+                part.stop()
+            try:
+                return _total([part.result(STOP_S) for part in parts])
+            except LoadFailed as error:
+                raise KeyboardInterrupt from error
     finally:
         for part in parts:
             part.close()
+
+
+def _total(reports: list[LoadReport]) -> LoadReport:
+    total = LoadReport()
+    for report in reports:
+        total.add(report)
+    return total
 
 
 class _Part:
@@ -54,7 +72,11 @@ class _Part:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A terminal's Ctrl-C is for whoever asked: `run` passes it on.
+            process_group=0,
         )
+        # Not the thread's own end: a `join` that Ctrl-C interrupts takes the thread for ended.
+        self._ended = threading.Event()
         self._reader = threading.Thread(target=self._read, name="load-reader", daemon=True)
 
     def start(self) -> None:
@@ -62,6 +84,9 @@ class _Part:
         self._process.stdin.write(self._asked)
         self._process.stdin.close()
         self._reader.start()
+
+    def stop(self) -> None:
+        self._process.terminate()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -71,10 +96,10 @@ class _Part:
                 self._progress(message["progress"])
             else:
                 self._answer = message
+        self._ended.set()
 
     def result(self, seconds: float) -> LoadReport:
-        self._reader.join(seconds)
-        if self._reader.is_alive():
+        if not self._ended.wait(seconds):
             raise LoadFailed(f"the generator did not end within {seconds:.0f} s")
         if "report" in self._answer:
             return LoadReport.from_json(self._answer["report"])

@@ -87,6 +87,7 @@ class Many:
         self.ended += 1
 
     def told(self, connection: Any, rows: int) -> None: ...
+    def counted_tokens(self, connection: Any, count: int) -> None: ...
 
 
 async def hold(spec: LoadSpec) -> None:

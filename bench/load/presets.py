@@ -76,13 +76,14 @@ def chat(model: str, prompt: str, max_tokens: int, *, stream: bool) -> bytes:
     return json.dumps(found).encode()
 
 
-def as_message(spec: LoadSpec) -> LoadSpec:
-    """An OIP request in JSON as a message of `/ws`, to the model in its path."""
+def as_message(spec: LoadSpec, headers: Mapping[str, str]) -> LoadSpec:
+    """An OIP request in JSON as a message of `/ws`, to the model in its path; `headers` are those
+    of the handshake."""
     parts = urlsplit(spec.url)
     model = parts.path.removeprefix("/v2/models/").removesuffix("/infer")
     found = {"type": "infer", "id": "1", "model_name": model, **json.loads(spec.body)}
     url = parts._replace(scheme="ws", path="/ws").geturl()
-    return replace(spec, mode="ws", url=url, body=json.dumps(found).encode(), headers={})
+    return replace(spec, mode="ws", url=url, body=json.dumps(found).encode(), headers=headers)
 
 
 def with_preset(spec: LoadSpec, preset: Preset) -> LoadSpec:

@@ -7,6 +7,8 @@ answered. With one it is an open loop: requests have intended times, whatever th
 from __future__ import annotations
 
 import base64
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,9 @@ MODES = ("http", "sse", "openai", "ws")
 ARRIVALS = ("poisson", "constant", "bursts")
 HISTOGRAMS = ("latency", "late", "first", "gaps")
 SCHEMES = {"ws": ("ws", "wss")}
+# What the generator writes itself.
+OWN_HEADERS = frozenset({"content-length", "transfer-encoding", "connection"})
+_VISIBLE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,8 @@ class LoadSpec:
     """Seconds throughout. Requests in the first `warmup_s` are sent and not counted. `mode`: what
     an answer is (MODES); `arrivals`: of a rate (ARRIVALS); `trace`: a file of `load.trace`,
     replayed `speed` times as fast, of which this process takes `part` of `parts`. `timing`: ask
-    Penstock with each request how many rows the device executed together."""
+    Penstock with each request how many rows the device executed together. `insecure`: a TLS
+    certificate is not checked."""
 
     url: str
     method: str = "POST"
@@ -44,28 +50,48 @@ class LoadSpec:
     mode: str = "http"
     trace: str | None = None
     speed: float = 1.0
+    insecure: bool = False
     part: int = 0
     parts: int = 1
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
         if self.mode not in MODES or self.arrivals not in ARRIVALS:
             known = f"{', '.join(MODES)}; {', '.join(ARRIVALS)}"
             raise ValueError(f"no mode {self.mode!r} or arrivals {self.arrivals!r}: {known}")
-        schemes = SCHEMES.get(self.mode, ("http", "https"))
-        if parts.scheme not in schemes or not parts.hostname:
-            example = f"{schemes[0]}://127.0.0.1:8080/"
-            raise ValueError(f"expected a URL such as {example!r}, got {self.url!r}")
+        self._check_url()
+        for name in self.headers:
+            if name.lower() in OWN_HEADERS:
+                raise ValueError(f"header {name!r} is the generator's own: leave it out")
         if self.trace is not None and (self.rate is not None or self.warmup_s):
             raise ValueError("a trace has its own times: leave the rate and the warm-up out")
-        if not self.speed > 0:
+        if not 0 < self.speed < math.inf:
             raise ValueError(f"the speed must be above 0, got {self.speed:g}")
+        if not 0 < self.seconds < math.inf or not 0 < self.timeout_s < math.inf:
+            found = f"{self.seconds:g} and {self.timeout_s:g}"
+            raise ValueError(f"the seconds and the timeout must be above 0, got {found}")
+        if not 0 <= self.warmup_s < math.inf:
+            raise ValueError(f"the warm-up must not be below 0, got {self.warmup_s:g}")
         if self.method == "HEAD":
             raise ValueError("HEAD is not supported: its answers have lengths without bodies")
-        if self.rate is not None and not self.rate > 0:
+        if self.rate is not None and not 0 < self.rate < math.inf:
             raise ValueError(f"the rate must be above 0, got {self.rate:g}")
         if self.connections < 1:
             raise ValueError(f"at least 1 connection is needed, got {self.connections}")
+
+    def _check_url(self) -> None:
+        """Raises ValueError."""
+        parts = urlsplit(self.url)
+        schemes = SCHEMES.get(self.mode, ("http", "https"))
+        if (
+            parts.scheme not in schemes
+            or not parts.hostname
+            or not _VISIBLE.fullmatch(self.url)
+            or parts.port == 0
+        ):
+            example = f"{schemes[0]}://127.0.0.1:8080/"
+            raise ValueError(f"expected a URL such as {example!r}, got {self.url!r}")
+        if "@" in parts.netloc:
+            raise ValueError("the URL holds a password: send it as an authorization header")
 
     def share(self, index: int, count: int) -> LoadSpec:
         """The part of one of `count` processes: of the rate and of the connections."""
@@ -101,7 +127,8 @@ class LoadReport:
     which is its own fault. `backlog`: the most requests that waited for a free connection. `timed`
     answers told their batch; each is 1/rows of one, and `batches` is the sum of that. Of streams:
     how many `events` came, the time to the `first` of each, and the `gaps` between those after it
-    (events that came together are one gap)."""
+    (events that came together are one gap). `tokens`: of completions, as the server counts them.
+    `interrupted`: it was ended before its time."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -115,6 +142,8 @@ class LoadReport:
     timed: int = 0
     batches: float = 0.0
     events: int = 0
+    tokens: int = 0
+    interrupted: bool = False
     cpu_share: float = 0.0
     latency: Histogram = field(default_factory=Histogram)
     late: Histogram = field(default_factory=Histogram)
@@ -159,12 +188,14 @@ class LoadReport:
             "timed",
             "batches",
             "events",
+            "tokens",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, its in ((self.statuses, other.statuses), (self.errors, other.errors)):
             for key, count in its.items():
                 mine[key] = mine.get(key, 0) + count
         self.cpu_share = max(self.cpu_share, other.cpu_share)
+        self.interrupted |= other.interrupted
         for name in HISTOGRAMS:
             getattr(self, name).add(getattr(other, name))
 

@@ -6,8 +6,9 @@ are passed over:
     {"at": 0.013, "body": {"model": "m", "messages": []}, "path": "/v1/chat/completions"}
 
 `at`: seconds from the trace's beginning, not below the line before. `body`: JSON that is sent as it
-is, or a text; `body_base64` for bytes. `path` and `headers` (an object of texts): left out, those
-of the load. Whoever replays a trace keeps its times, whatever the answers take.
+is, or a text; `body_base64` for bytes. `method`: left out, POST with a body and GET without.
+`path` and `headers` (an object of texts): left out, those of the load. Whoever replays a trace
+keeps its times, whatever the answers take.
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KEYS = frozenset({"at", "body", "body_base64", "path", "headers"})
+from bench.load.spec import OWN_HEADERS
+
+KEYS = frozenset({"at", "body", "body_base64", "path", "headers", "method"})
+# Of a HEAD's answer the length stands for no body.
+_METHOD = re.compile(r"(?!HEAD$)[A-Z]+")
+_NAME, _VALUE = (
+    re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"),
+    re.compile(r"[^\0\r\n\u0100-\U0010ffff]*"),
+)
+_PATH = re.compile(r"/[!-~]*")
 
 
 class BadTrace(ValueError):
@@ -29,12 +40,13 @@ class BadTrace(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`body` None and `path` None: those of the load."""
+    """What is None is that of the load."""
 
     at: float
     body: bytes | None = None
     path: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    method: str | None = None
 
     def line(self) -> str:
         """The request as one line of a trace."""
@@ -52,6 +64,8 @@ class Recorded:
             found["path"] = self.path
         if self.headers:
             found["headers"] = dict(self.headers)
+        if self.method is not None:
+            found["method"] = self.method
         return json.dumps(found, ensure_ascii=False)
 
 
@@ -82,11 +96,19 @@ def _parse(text: str, after: float) -> Recorded:
     at, path, headers = given.get("at"), given.get("path"), given.get("headers", {})
     if not isinstance(at, int | float) or isinstance(at, bool) or not after <= at < 1e9:
         raise ValueError(f"at: expected seconds from {after:g} on, got {at!r}")
-    if path is not None and not (isinstance(path, str) and path.startswith("/")):
+    if path is not None and not (isinstance(path, str) and _PATH.fullmatch(path)):
         raise ValueError(f"path: expected one that begins with /, got {path!r}")
     if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
         raise ValueError("headers: expected an object of texts")
-    return Recorded(float(at), _body(given), path, headers)
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ValueError(f"headers: {name!r} cannot be sent as it is")
+        if name.lower() in OWN_HEADERS:
+            raise ValueError(f"headers: {name!r} is the generator's own: leave it out")
+    method = given.get("method")
+    if method is not None and not (isinstance(method, str) and _METHOD.fullmatch(method)):
+        raise ValueError(f'method: expected one such as "GET", got {method!r}')
+    return Recorded(float(at), _body(given), path, headers, method)
 
 
 def _body(given: Mapping[str, Any]) -> bytes | None:

@@ -1,7 +1,7 @@
 """The generator's process: a spec on standard input, JSON lines of progress and one report out.
 
 Owns the process. It stands apart from whoever shows the figures, so that drawing a screen delays
-no request.
+no request. SIGTERM ends the load early: the report then holds what was found until then.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
 import sys
 from typing import Any
 
@@ -24,6 +25,7 @@ def _say(kind: str, value: Any) -> None:
 async def _run(asked: dict[str, Any]) -> None:
     spec = LoadSpec.from_json(asked["spec"])
     drive = Drive(spec, (lambda found: _say("progress", found)) if asked["progress"] else None)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drive.stop)
     report = await drive.run()
     _say("report", report.to_json())
 

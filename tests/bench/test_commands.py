@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+from subprocess import PIPE
 
 import pytest
 
 from bench.__main__ import main
+from bench.serving import ROOT, python
 
 
 def test_a_closed_loop_by_command(base, capsys, tmp_path):
@@ -30,7 +34,7 @@ def test_an_open_loop_by_command(base, capsys):
     [
         (["--url", "localhost"], "expected a URL"),
         (["--url", "http://127.0.0.1:1"], "cannot connect"),
-        (["--url", "http://h", "-H", "bad"], "expected a header"),
+        (["--url", "http://h", "-H", "bad"], "--header: expected"),
         (["--url", "http://h", "--processes", "65"], "--processes"),
         (["--url", "http://h", "--body", "/none"], "/none"),
     ],
@@ -53,3 +57,60 @@ def test_scenarios_and_rivals_are_listed(capsys):
 def test_unknown_names_are_refused(asked, capsys):
     assert main(asked) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--rate", "0"], "--rate: expected a number above 0"),
+        (["--rate", "nan"], "--rate: expected"),
+        (["--seconds", "-1"], "--seconds: expected"),
+        (["--timeout", "0"], "--timeout: expected"),
+        (["--warmup", "-1"], "--warmup: expected"),
+        (["--connections", "0"], "--connections: expected at least 1"),
+        (["--arrivals", "bursts"], "--arrivals: they need --rate"),
+        (["--speed", "2"], "--speed: it needs --trace"),
+        (["--ramp", "1:9", "--rate", "5"], "leave --rate and --trace out"),
+        (["--ramp", "9:1"], "--ramp: expected a rise"),
+        (["--model", "m"], "--model: it needs --mode openai"),
+        (["--max-tokens", "5"], "--max-tokens: it needs --mode openai"),
+        (["--mode", "openai"], "--model: expected the model's name"),
+        (["--mode", "openai", "--model", "m", "--body", "/x"], "--model: --body has"),
+        (["--mode", "openai", "--model", "m", "--method", "PUT"], "--method: it is given"),
+        (["--mode", "sse", "--preset", "mlp"], "--preset: no preset is for --mode sse"),
+        (["--mode", "sse", "--timing"], "--timing: it needs --mode http"),
+        (["--preset", "mlp", "--body", "/x"], "--preset: --body has"),
+        (["--insecure"], "--insecure: it needs https"),
+        (["-H", "content-length: 3"], "'content-length' is the generator's own"),
+        (["-H", "x: a\nb"], "line break"),
+        (["-H", "x: \u4e00"], "cannot be sent"),
+        (["--trace", "/none"], "/none"),
+    ],
+)
+def test_an_option_that_cannot_be_or_would_be_ignored_is_named(more, says, capsys):
+    assert main(["load", "--url", "http://127.0.0.1:1", *more]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench load: ") and says in said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:0/", "http://h:99999/", "http://h/a b", "http://u:p@h/", "http://h/\u00e9"]
+)
+def test_a_url_that_cannot_be_is_refused(url, capsys):
+    assert main(["load", "--url", url]) == 2
+    assert "bench load: " in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_load_with_what_was_found_until_then(base):
+    asked = ["-m", "bench", "load", "--url", base, "--connections", "2", "--seconds", "60"]
+    command = python(*asked, "--processes", "2", "--json")
+    load = subprocess.Popen(command, cwd=ROOT, text=True, stdout=PIPE, stderr=PIPE)
+    assert load.stderr is not None and load.stdout is not None
+    assert "answers/s" in load.stderr.readline()  # no terminal: lines
+    load.send_signal(signal.SIGINT)
+    found = json.loads(load.stdout.read())
+    assert load.wait(20) == 130
+    assert found["interrupted"] and 0 < found["seconds"] < 60
+    assert found["ok"] == found["sent"] > 4 and found["errors"] == {}
+    load.stderr.close()
+    load.stdout.close()

@@ -48,6 +48,7 @@ RECORDED = st.builds(
     body=st.none() | st.binary(max_size=20) | st.just(b'{"a": [1, 2]}'),
     path=st.none() | st.just("/v1/x?y=1"),
     headers=st.dictionaries(st.just("x-priority"), st.just("1")),
+    method=st.none() | st.just("PUT"),
 )
 
 
@@ -72,6 +73,11 @@ def test_a_trace_that_was_written_reads_the_same(tmp_path_factory, requests):
         ('{"at": true}', "at: expected"),
         ('{"at": 2, "path": "x"}', "path: expected"),
         ('{"at": 2, "headers": {"a": 1}}', "headers: expected"),
+        ('{"at": 2, "headers": {"a b": "1"}}', "headers: 'a b'"),
+        ('{"at": 2, "headers": {"a": "1\\n"}}', "headers: 'a'"),
+        ('{"at": 2, "headers": {"Content-Length": "1"}}', "generator's own"),
+        ('{"at": 2, "method": "HEAD"}', "method: expected"),
+        ('{"at": 2, "path": "/a b"}', "path: expected"),
         ('{"at": 2, "body": "", "body_base64": ""}', "not both"),
         ('{"at": 2, "body_base64": "?"}', "expected base64"),
     ],
@@ -95,6 +101,15 @@ def test_processes_take_turns_at_a_trace_and_render_what_differs(tmp_path):
     assert first[0][1] == request
     assert first[1][1].startswith(b"POST /b HTTP/1.1") and first[1][1].endswith(b"own")
     assert second[0][1].endswith(b'{"n": 1}')
+
+
+def test_a_recorded_request_has_its_own_method_or_one_that_fits_its_body(tmp_path):
+    file = tmp_path / "t.jsonl"
+    lines = ['{"at": 0}', '{"at": 1, "body": "x"}', '{"at": 2, "method": "PUT", "body": "x"}']
+    file.write_text("\n".join(lines))
+    spec = LoadSpec(url=URL, method="GET", trace=str(file))
+    found = [sent.split()[0] for _, sent in arrivals(spec, render(spec), render)]
+    assert found == [b"GET", b"POST", b"PUT"]
 
 
 async def test_a_trace_is_replayed_at_its_times(base, tmp_path):

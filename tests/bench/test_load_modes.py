@@ -24,12 +24,15 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
 class Told:
     def __init__(self) -> None:
-        self.count, self.firsts, self.ends = 0, 0, []
+        self.count, self.firsts, self.tokens, self.ends = 0, 0, 0, []
 
     def events(self, connection, count, waited, first):
         self.count += count
         self.firsts += first
         assert waited >= 0
+
+    def counted_tokens(self, connection, count):
+        self.tokens += count
 
     def answered(self, connection, status):
         self.ends.append(status)
@@ -68,6 +71,30 @@ def sized(body):
 def test_events_are_counted_however_they_are_cut(cuts):
     owner = told(sized(BODY), cuts)
     assert (owner.count, owner.firsts, owner.ends) == (4, 1, [200])
+    crlf = told(sized(BODY.replace(b"\n", b"\r\n")), cuts)
+    assert (crlf.count, crlf.firsts, crlf.ends) == (4, 1, [200])
+
+
+def test_tokens_are_those_that_the_server_tells():
+    usage = b'data: {"usage": {"completion_tokens": 17}}\n\n'
+    assert told(sized(BODY[:-14] + usage + BODY[-14:])).tokens == 17
+    assert told(sized(b'{"usage":{"completion_tokens":5}}')).tokens == 5
+
+
+def test_a_stream_may_end_with_its_connection_but_a_cut_one_is_broken():
+    def ended(head):
+        owner = Told()
+        connection = EventConnection(owner, openai=False)
+        connection.connection_made(Transport())
+        connection.send(b"", 0.0)
+        for piece in (head[:20], head[20:], BODY):
+            connection.data_received(piece)
+        connection.connection_lost(None)
+        return owner.ends
+
+    assert ended(HEAD + b"connection: close\r\n\r\n") == [200]
+    assert ended(HEAD + b"connection: close\r\ncontent-length: 900\r\n\r\n") == ["closed"]
+    assert ended(b"HTTP/1.0 200 OK\r\n\r\n") == [200]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +104,7 @@ def test_events_are_counted_however_they_are_cut(cuts):
         (BODY[:-14], False, 200),
         (b'data: {"error": {"code": "x"}}\n\n' + BODY, True, "an error event"),
         (b"event: error\ndata: {}\n\n", False, "an error event"),
+        (b"{}", False, "an answer without events"),
         (b'{"object": "chat.completion"}', True, 200),
     ],
 )
@@ -185,7 +213,8 @@ def test_frames_are_masked_as_a_clients_must_be(payload):
 
 def test_a_preset_becomes_a_message():
     spec = with_preset(LoadSpec(url="http://h:1"), PRESETS["digits"])
-    message = as_message(spec)
+    message = as_message(spec, {"authorization": "Bearer k"})
+    assert message.headers == {"authorization": "Bearer k"}
     assert message.url == "ws://h:1/ws"
     found = json.loads(message.body)
     assert found["model_name"] == "digits" and found["inputs"][0]["name"] == "image"
