@@ -142,6 +142,8 @@ def _device(loaded: Loaded, place: Place) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Not `use_deterministic_algorithms`: that imports torch's compiler, a second of start-up.
         torch.set_deterministic_debug_mode("error")
+        # A help for finding bugs, which writes all memory twice.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 
 

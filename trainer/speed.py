@@ -28,7 +28,7 @@ PEAKS = {
 }
 # Large enough for a CPU's best rate, and done in milliseconds.
 MEASURED = 768
-MEASURE_S = 0.1
+MEASURE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,15 +205,14 @@ class Decoder(nn.Module):
         for the tokens as what is to be predicted, -100 where nothing is: position t is asked for
         labels[t + 1], as in `transformers`. With `targets` [B, T], position t is asked for
         targets[t], and the sum is divided by `asked`: a part of the mean of a longer sequence."""
+        tokens_BT = batch["tokens"]
         if "targets" in batch:
-            logits_BTV, asked_BT = self(batch["tokens"]), batch["targets"]
-            total = _cross_entropy(logits_BTV, asked_BT, "sum")
-            return total / batch["asked"][0], {}
-        labels_BT = batch.get("labels", batch["tokens"])
-        logits_BTV = self(batch["tokens"])[:, :-1]
-        return _cross_entropy(logits_BTV, labels_BT[:, 1:], "mean"), {}
+            return self._cross_entropy(tokens_BT, batch["targets"], "sum") / batch["asked"][0], {}
+        labels_BT = batch.get("labels", tokens_BT)
+        # Moving labels, not logits, spares a copy of the largest tensor there is.
+        targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
+        return self._cross_entropy(tokens_BT, targets_BT, "mean"), {}
 
-
-def _cross_entropy(logits_BTV: Tensor, asked_BT: Tensor, reduction: str) -> Tensor:
-    logits, asked = logits_BTV.flatten(0, 1).float(), asked_BT.flatten()
-    return F.cross_entropy(logits, asked, ignore_index=IGNORE, reduction=reduction)
+    def _cross_entropy(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: str) -> Tensor:
+        logits, targets = self(tokens_BT).flatten(0, 1).float(), targets_BT.flatten()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)
