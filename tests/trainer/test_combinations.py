@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from backends.checkpoint import Run, read_tensors
 from tests.trainer.ranks import Ranks, journal, weight_hashes
 from tests.trainer.tiny import DECODER
+from trainer.data import Text
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,14 +65,10 @@ def assert_alike(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "mesh", "count"),
     [
-        ("updates-tensor", UPDATES, ("parallel.tp=2",), 2),
         ("updates-pipe", UPDATES, ("parallel.pp=2", "parallel.tp=2"), 4),
-        ("updates-sharded-tensor", UPDATES, ("parallel.tp=2", "parallel.cp=2"), 4),
         ("average-sharded", EMA, (), 2),
-        ("average-cut", EMA, ("parallel.pp=2", "parallel.tp=2"), 4),
         ("averaged-tensor", SGD, (*AVERAGED, "parallel.tp=2"), 4),
         ("averaged-pipe", SGD, (*AVERAGED, "parallel.pp=2"), 4),
-        ("averaged-sequences", SGD, (*AVERAGED, "parallel.cp=2"), 4),
         ("average-of-averaged", (*SGD, *EMA), AVERAGED, 2),
         ("average-of-rooted", EMA, ("sync.method=broadcast", *AVERAGED[1:]), 2),
         ("odd-tensor", ODD, ("parallel.tp=2",), 2),
@@ -81,17 +79,59 @@ def test_what_goes_together_trains_as_one_rank_does(folder, alone, name, options
     assert_alike(train(folder, name, *options, *mesh, count=count), alone(*options))
 
 
-@pytest.mark.parametrize(("name", "mesh"), [("t", "parallel.tp=2"), ("p", "parallel.pp=2")])
-def test_replicas_that_are_cut_go_on_within_a_round(folder, name, mesh):
-    options = (*AVERAGED, mesh, "sync.every=4", "sync.carry=deltas", "sync.outer_momentum=0.9")
+def test_replicas_that_are_cut_go_on_within_a_round(folder):
+    options = (
+        *AVERAGED,
+        "parallel.pp=2",
+        "sync.every=4",
+        "sync.carry=deltas",
+        "sync.outer_momentum=0.9",
+    )
     options += ("sync.fragments=2", "sync.overlap=1", "steps=8", "checkpoint.every=3")
-    whole = train(folder, f"rounds-{name}", *options, count=4)
-    train(folder, f"rounds-{name}-halves", *options, "steps=4", count=4)
-    halves = train(folder, f"rounds-{name}-halves", *options, count=4)
+    whole = train(folder, "rounds", *options, count=4)
+    train(folder, "rounds-halves", *options, "steps=4", count=4)
+    halves = train(folder, "rounds-halves", *options, count=4)
     assert weight_hashes(halves, 8) == weight_hashes(whole, 8)
+
+
+def test_cut_sequences_learn_in_half_precision_too(folder, alone):
+    options = ("compute.precision=bf16", "parallel.cp=2")
+    ours = [line["loss"] for line in journal(train(folder, "half", *options, count=2), "step")]
+    theirs = [line["loss"] for line in journal(alone(), "step")]
+    assert ours == pytest.approx(theirs, rel=1e-2)
 
 
 def test_an_average_may_begin_later(folder, alone):
     train(folder, "later", *EMA[1:], "steps=2")
     run = train(folder, "later", *EMA)
     assert journal(run, "evaluation")[2]["loss"] < 1.1 * journal(alone(), "evaluation")[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def talks(folder: Path) -> tuple[str, ...]:
+    """Conversations of different lengths, and a tokenizer whose tokens are bytes."""
+    texts = folder / "texts"
+    texts.mkdir()
+    (texts / "some.txt").write_text("to be, or not to be")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    files = Text([str(texts / "*.txt")], 8, cache=str(folder / "cache")).files()
+    for name, content in files.items():
+        (tokenizer / name).write_bytes(content)
+    (tokenizer / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    lines = [
+        [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "ab" * (i % 9 + 1)}]
+        for i in range(40)
+    ]
+    (texts / "talks.jsonl").write_text("\n".join(json.dumps({"messages": m}) for m in lines))
+    config = f'files=["{texts}/*.jsonl"], tokenizer="{tokenizer}", length=64'
+    chosen = ("data.class=trainer.data:Chat", f"data.config={{{config}}}")
+    return (*chosen, "model.config.vocab_size=257")
+
+
+def test_conversations_of_any_length_fit_every_mesh(folder, alone, talks):
+    mesh = ("parallel.pp=2", "parallel.cp=2")
+    assert_alike(train(folder, "talks", *talks, *mesh, count=4), alone(*talks))

@@ -151,6 +151,10 @@ def test_ranks_share_one_cache_of_tokens(folder, tmp_path):
             ("parallel.tp=2", "model.class=tests.trainer.tiny:Plain", "model.config={}"),
             "tensor_plan",
         ),
+        (
+            ("parallel.cp=4", "model.class=tests.trainer.tiny:Plain", "model.config={}"),
+            "context_plan",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_refused(folder, overrides, said):
