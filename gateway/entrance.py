@@ -21,6 +21,9 @@ class Entrance:
     def __init__(
         self, listening: socket.socket, protocol: Callable[[], asyncio.Protocol], tls: ListenTls
     ) -> None:
+        # Whether calls block is one flag for all copies of a socket, and a copy sets it to what its
+        # original says: a renewal that fails must not leave a server that waits for clients.
+        listening.setblocking(False)
         self._listening, self._protocol, self._tls = listening, protocol, tls
         self._server: asyncio.Server | None = None
         self._stamp: object = None

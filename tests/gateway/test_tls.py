@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -65,7 +66,9 @@ async def listening(tls: ListenTls, relay: HttpFleet | None = None):
     await entrance.open()
     port = bound.getsockname()[1]
     try:
-        yield SimpleNamespace(port=port, at=f"{HOST}:{port}", entrance=entrance, lane=lane)
+        yield SimpleNamespace(
+            port=port, at=f"{HOST}:{port}", entrance=entrance, lane=lane, bound=bound
+        )
     finally:
         entrance.close()
         await lane.drain(1)
@@ -193,6 +196,8 @@ async def test_new_certificates_are_used_and_open_connections_go_on(ca, tmp_path
         key.write_text("nonsense")
         with pytest.raises(BadCertificate):
             await at.entrance.renew()
+        # A server on a socket that blocks would stop this loop until the next client comes.
+        assert not os.get_blocking(at.bound.fileno())
         *third, same = await open_one()
         assert same == serial and await ask(*third) == b"200"
         for each in connections:
