@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -36,6 +36,16 @@ def metrics_table(title: str, names: Sequence[str], metrics: Sequence[Series]) -
         for name in names:
             cells += _cells(series, name)
         table.add_row(series.metric, *cells)
+    return table
+
+
+def cost_table(what: str, cpu_us: Mapping[str, float], memory_mb: Mapping[str, float]) -> Table:
+    """What each server's processes used, the cheapest first."""
+    table = Table(title=f"what the {what} itself used", title_justify="left")
+    for column in (what, "CPU per request", "memory"):
+        table.add_column(column, justify="left" if column == what else "right")
+    for name, micros in sorted(cpu_us.items(), key=lambda item: item[1]):
+        table.add_row(name, f"{number(micros)} µs", f"{number(memory_mb[name])} MB")
     return table
 
 

@@ -1,11 +1,13 @@
 """The 10→20→10 network that every server in `small-tensor` computes, with weights from a seed.
 
-So small that its arithmetic costs next to nothing: what is measured is the serving. Owns the
-weights' recipe and the reference in numpy; the same class is served by all.
+So small that its arithmetic costs next to nothing: what is measured is the serving. On a device
+that the environment gives (`models.device`), a batch takes that device's time. Owns the weights'
+recipe and the reference in numpy; the same class is served by all.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.wire import Signature, TensorSpec
+from bench.models.device import Curve
 
 INPUTS, HIDDEN, OUTPUTS = 10, 20, 10
 MAX_BATCH = 64
@@ -34,6 +37,7 @@ class Mlp(nn.Module):
     def __init__(self, seed: int = WEIGHTS_SEED) -> None:
         super().__init__()
         w1, b1, w2, b2 = weights(seed)
+        self._device = Curve.given()
         self.first = nn.Linear(INPUTS, HIDDEN)
         self.second = nn.Linear(HIDDEN, OUTPUTS)
         with torch.no_grad():
@@ -41,7 +45,11 @@ class Mlp(nn.Module):
                 parameter.copy_(torch.from_numpy(value))
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        return self.second(functional.relu(self.first(x_NI)))  # type: ignore[no-any-return]
+        began = time.perf_counter() if self._device is not None else 0.0
+        y_NO: Tensor = self.second(functional.relu(self.first(x_NI)))
+        if self._device is not None:
+            self._device.wait(began, len(x_NI))
+        return y_NO
 
     def infer(self, x: Tensor) -> Mapping[str, Tensor]:
         return {"y": self(x)}

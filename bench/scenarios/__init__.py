@@ -18,6 +18,7 @@ from bench.record import Record
 # The names on the command line and their modules.
 MODULES = {
     "small-tensor": "bench.scenarios.small_tensor",
+    "device": "bench.scenarios.device",
     "idle": "bench.scenarios.idle",
     "reload": "bench.scenarios.reload",
     "loop": "bench.scenarios.loop",

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from rich.table import Table
-
 from bench.contenders import JSON
 from bench.load import generator
 from bench.load.knee import Point, passed
@@ -22,7 +20,7 @@ from bench.relaying import DIRECT, FLOOR, OURS, Contest, cores, request
 from bench.rivals import RELAYS, chosen
 from bench.scenarios import Options, scenario
 from bench.series import MeasureFailed, Series, interleave
-from bench.tables import figures_table, number
+from bench.tables import cost_table, figures_table
 
 CONNECTIONS = 64
 # Of the rate without a relay, on the same core: so near to it, that core is the limit.
@@ -127,12 +125,7 @@ def _curve(contest: Contest, names: Sequence[str]) -> dict[str, list[dict[str, A
 
 def _show(options: Options, title: str, contest: Contest, rate: Series, p50: Series) -> None:
     options.console.print(figures_table(title, contest.names, [rate, p50]))
-    table = Table(title="what the relay itself used", title_justify="left")
-    for column in ("relay", "CPU per request", "memory"):
-        table.add_column(column, justify="left" if column == "relay" else "right")
-    for name, micros in sorted(contest.cpu.items(), key=lambda item: item[1]):
-        table.add_row(name, f"{number(micros)} µs", f"{number(contest.memory[name])} MB")
-    options.console.print(table)
+    options.console.print(cost_table("relay", contest.cpu, contest.memory))
     if contest.limits:
         options.console.print(
             f"limited by the client or the upstreams: {', '.join(contest.limits)}"

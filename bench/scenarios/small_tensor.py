@@ -18,13 +18,14 @@ from rich.markup import escape
 from bench.asking import check_mlp
 from bench.contenders import JSON, Contender, launch_penstock, launch_tensor_floor, start_all
 from bench.load.burst import Burst, Generator
+from bench.load.holder import raise_file_limit
 from bench.models import mlp
 from bench.record import Goal, Record
 from bench.rivals import RIVALS, chosen
 from bench.scenarios import Options, scenario
 from bench.scenarios.small_tensor_detail import detail
 from bench.series import MeasureFailed, Series, interleave
-from bench.tables import figures_table
+from bench.tables import cost_table, figures_table
 
 CONNECTIONS = 64
 OURS, FLOOR = "penstock", "floor"
@@ -32,12 +33,14 @@ OURS, FLOOR = "penstock", "floor"
 
 @scenario("small-tensor", "a tiny network, JSON, 64 connections and 1: what serving itself costs")
 def run(options: Options) -> Record:
+    raise_file_limit()
     rivals = chosen(options.rivals, quick=options.quick)
     names = [OURS, FLOOR, *rivals]
     with ExitStack() as stack:
         bench = _Bench(options, stack, rivals)
         rate, p50 = bench.measure()
         options.console.print(figures_table("small-tensor", names, [rate, p50]))
+        options.console.print(cost_table("server", bench.cpu_us, bench.memory))
         bench.stop_others()
         more = detail(options, bench.ours) if rate.median(OURS) else {}
     return Record(
@@ -54,6 +57,8 @@ def run(options: Options) -> Record:
             "p50_1_connection_ms": {name: p50.figure(name) for name in names},
             "repetitions": {series.metric: series.to_json() for series in (rate, p50)},
             "cpu": bench.cpu,
+            "cpu_us_per_request": bench.cpu_us,
+            "rss_mb": bench.memory,
             "generator": bench.generator.name,
             "generator_limits": bench.limits,
             **more,
@@ -64,12 +69,14 @@ def run(options: Options) -> Record:
 
 class _Bench:
     """The servers that are up, and the bursts on them. `cpu`: what the measured server used for a
-    request, and what all the idle ones used meanwhile, at the last repetition."""
+    request, and what all the idle ones used meanwhile, at the last repetition; `memory`: MB of all
+    its processes then."""
 
     def __init__(self, options: Options, stack: ExitStack, rivals: Sequence[str]) -> None:
         self._options, self._stack = options, stack
         self.generator = Generator()
         self.cpu: dict[str, dict[str, float]] = {}
+        self.memory: dict[str, float] = {}
         self.limits: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self._contenders: dict[str, Contender] = {}
@@ -128,6 +135,10 @@ class _Bench:
             interleave(self._p50, names, latencies, self._measure_p50)
 
     @property
+    def cpu_us(self) -> dict[str, float]:
+        return {name: cpu["us_per_request"] for name, cpu in self.cpu.items()}
+
+    @property
     def ours(self) -> Contender:
         return self._contenders[OURS]
 
@@ -150,6 +161,7 @@ class _Bench:
             "us_per_request": used.pop(name) / burst.ok * 1e6,
             "idle_servers_cores": sum(used.values()) / burst.seconds,
         }
+        self.memory[name] = self._contenders[name].server.rss_bytes() / 1e6
         if burst.limit is not None:
             self.limits[name] = burst.limit
         return burst.rate

@@ -1,4 +1,5 @@
-"""More of `small-tensor`, for ours alone: open-loop latency, large tensors, more workers.
+"""More of `small-tensor`, for ours alone: open-loop latency, many connections, large tensors, more
+workers.
 
 The gateway that was measured beside the rivals goes on; only the one with more workers is new.
 """
@@ -20,6 +21,7 @@ from bench.bodies import oip_request
 from bench.contenders import JSON, Contender, launch_penstock
 from bench.load import generator
 from bench.load.burst import Generator
+from bench.load.knee import Point
 from bench.load.presets import binary
 from bench.load.spec import LoadReport, LoadSpec
 from bench.models import image, mlp
@@ -31,6 +33,8 @@ from bench.tables import number
 OURS = "penstock"
 CONNECTIONS = 64
 LOADS = (0.3, 0.6, 0.9)
+# Of the capacity, on so many keep-alive connections, which take turns.
+MANY_LOAD, MANY, QUICK_MANY = 0.6, (64, 1_000, 10_000), (10_000,)
 WORKERS = 4
 OPEN_CONNECTIONS = 256
 IMAGE_CONNECTIONS = 8
@@ -40,8 +44,12 @@ def detail(options: Options, ours: Contender) -> dict[str, Any]:
     """The record's further figures. A part that fails says so in its place."""
     rng = np.random.default_rng(options.seed)
     body = oip_request(rng.normal(size=(1, mlp.INPUTS)).astype(np.float32))
+    spec = _spec(options, ours, body)
+    with options.console.status("capacity, closed loop ..."):
+        capacity = generator.run(spec).rate
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "open_loop": lambda: _open_loop(options, ours, body),
+        "open_loop": lambda: _open_loop(options, spec, capacity),
+        "many_connections": lambda: _many(options, spec, MANY_LOAD * capacity),
         "images": lambda: _images(options, ours),
         "workers": lambda: _workers(options, ours, body),
     }
@@ -52,17 +60,18 @@ def detail(options: Options, ours: Contender) -> dict[str, Any]:
         except (ServerFailed, MeasureFailed, generator.LoadFailed) as error:
             found[name] = f"unavailable: {error}"
             options.console.print(f"{name}: {found[name]}", style="yellow", markup=False)
+    if isinstance(found["open_loop"], dict):
+        found["curve"] = {OURS: found["open_loop"].pop("points")}
+        found["batches"] = found["open_loop"].pop("batches")
     return found
 
 
 # ------------------------------------------------------------------------------------- open loop
 
 
-def _open_loop(options: Options, ours: Contender, body: bytes) -> dict[str, Any]:
-    """Poisson arrivals at shares of the capacity, which the same generator measures: it takes
-    processor time too, and on two cores that is a good part of what there is."""
+def _spec(options: Options, ours: Contender, body: bytes) -> LoadSpec:
     seconds, warmup = (1.0, 0.3) if options.quick else (10.0, 1.0)
-    spec = LoadSpec(
+    return LoadSpec(
         url=ours.url,
         headers=JSON,
         body=body,
@@ -72,17 +81,22 @@ def _open_loop(options: Options, ours: Contender, body: bytes) -> dict[str, Any]
         timeout_s=5.0,
         seed=options.seed,
     )
+
+
+def _open_loop(options: Options, spec: LoadSpec, capacity: float) -> dict[str, Any]:
+    """Poisson arrivals at shares of the capacity, which the same generator measured: it takes
+    processor time too, and on two cores that is a good part of what there is."""
     table = Table(title="penstock, Poisson arrivals, from the intended time", title_justify="left")
     for column in ("load", "req/s", "p50", "p99", "p99.9", "failed"):
         table.add_column(column, justify="right")
-    with options.console.status("capacity, closed loop ..."):
-        capacity = generator.run(spec).rate
-    found: dict[str, Any] = {"capacity": capacity, "loads": {}}
+    found: dict[str, Any] = {"capacity": capacity, "loads": {}, "points": [], "batches": []}
     for load in LOADS:
         with options.console.status(f"open loop at {load:.0%} ..."):
             rate = load * capacity
             report = generator.run(replace(spec, connections=OPEN_CONNECTIONS, rate=rate))
         found["loads"][f"{load:g}"] = _latencies(report)
+        found["points"].append(Point.of(rate, report).to_json())
+        found["batches"].append({"load": load, "mean_batch": _mean_batch(spec, rate)})
         cells = [report.latency.percentile(p) * 1e3 for p in (50, 99, 99.9)]
         table.add_row(
             f"{load:.0%}",
@@ -92,6 +106,28 @@ def _open_loop(options: Options, ours: Contender, body: bytes) -> dict[str, Any]
         )
         if report.limit is not None:
             table.caption = f"at {load:.0%}, {report.limit}"
+    options.console.print(table)
+    return found
+
+
+def _mean_batch(spec: LoadSpec, rate: float) -> float | None:
+    """Of a load of its own: the answers that tell it are longer."""
+    asking = replace(spec, connections=OPEN_CONNECTIONS, rate=rate, timing=True)
+    return generator.run(replace(asking, seconds=spec.seconds / 4)).mean_batch
+
+
+def _many(options: Options, spec: LoadSpec, rate: float) -> dict[str, Any]:
+    """The same rate on few and on many keep-alive connections."""
+    table = Table(title=f"penstock, {number(rate)} req/s on keep-alive connections")
+    for column in ("connections", "req/s", "p50", "p99", "failed"):
+        table.add_column(column, justify="right")
+    found: dict[str, Any] = {}
+    for count in QUICK_MANY if options.quick else MANY:
+        with options.console.status(f"{count:,} connections ..."):
+            report = generator.run(replace(spec, connections=count, rate=rate))
+        found[str(count)] = _latencies(report)
+        cells = [f"{report.latency.percentile(p) * 1e3:.2f} ms" for p in (50, 99)]
+        table.add_row(f"{count:,}", number(report.rate), *cells, str(report.failed))
     options.console.print(table)
     return found
 
