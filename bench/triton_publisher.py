@@ -7,7 +7,6 @@ served model. It prints each once Triton has answered, at the priority of `bench
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.models.reload import Stamped
-from bench.publisher import KEEP, NICE
+from bench.publisher import KEEP, step_back
 
 MODEL = "reload"
 
@@ -53,7 +52,7 @@ class TritonPublisher:
 
 
 def main(url: str, repository: str, layers: str, seed: str, count: str, every_s: str) -> None:
-    os.nice(NICE)
+    step_back()
     torch.set_num_threads(1)
     publisher = TritonPublisher(Path(repository), int(layers), int(seed))
     for _ in range(int(count)):
