@@ -271,7 +271,7 @@ class Engine:
     def _fail(self, plan: Plan, error: BaseException) -> None:
         """The step has failed: so have its sequences, and nothing that it wrote is used."""
         self._crashed(error)
-        for sequence in plan.involved(self._scheduler.table):
+        for sequence in self._scheduler.spoilt(plan):
             if sequence.finish is None:
                 self._end(sequence, "error", f"{type(error).__name__}: {error}")
         self._scheduler.settle(plan, sound=False)

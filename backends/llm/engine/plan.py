@@ -53,6 +53,12 @@ class Plan:
         groups = [member for chunk in self.chunks for member in chunk.group]
         return list(dict.fromkeys([s for s in rows if s is not None] + groups))
 
+    def filled(self, table: Table) -> set[int]:
+        """Pages that its chunks write to the end, which others may have begun with since."""
+        size, pages = table.page_size, table.pages
+        spans = [(c.row, c.start // size, c.stop // size) for c in self.chunks]
+        return {page for row, one, end in spans for page in pages[row, one:end].tolist()}
+
     @property
     def tokens(self) -> int:
         return len(self.decodes) + sum([chunk.stop - chunk.start for chunk in self.chunks])

@@ -1,8 +1,9 @@
 """Reuse of computed pages: the name of a full page is a hash of everything that its KV depends on.
 
 A page's name chains over the names before it, so equal names mean equal tokens from the start,
-under equal weights and the same salt. Invariant: a page is named only once its KV is computed and
-its tokens are known.
+under equal weights and the same salt. Invariant: a page is named only when its tokens are known and
+its KV is computed, or will be by a step that no reader of it comes before: within a step, each
+layer writes the keys and values of all tokens before any of them attends.
 """
 
 from __future__ import annotations
@@ -59,16 +60,22 @@ class Prefix:
             found.append(page)
         return found
 
+    def promise(self, sequence: Sequence, stop: int) -> None:
+        """The step that is being planned computes it up to there: who comes after it in the same
+        step, or later, can begin with what that fills."""
+        if self._reuse:
+            self._name(sequence, stop // self._size, sequence.version)
+
     def name(self, plan: Plan) -> None:
-        """The step of that plan has ended: what it filled can be found from here on."""
+        """The step of that plan has ended, so its tokens are known: the pages that its decodes
+        filled can be found from here on."""
         if not self._reuse:
             return
-        count = len(plan.decodes)
-        after = plan.after[:count]
+        after = plan.after[: len(plan.decodes)]
         filled = after % self._size == 0
-        decodes = zip(plan.decodes[filled].tolist(), after[filled].tolist(), strict=True)
-        chunks = [(chunk.row, chunk.stop) for chunk in plan.chunks]
-        for row, computed in (*decodes, *chunks):
+        for row, computed in zip(
+            plan.decodes[filled].tolist(), after[filled].tolist(), strict=True
+        ):
             sequence = self._table.sequences[row]
             assert sequence is not None
             # What gave an error may have written anything.

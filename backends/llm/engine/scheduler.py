@@ -83,17 +83,28 @@ class Scheduler:
 
     def settle(self, plan: Plan, *, sound: bool = True) -> None:
         """The step has ended, and the tokens that it gave are in the table. `sound`: the KV that it
-        wrote can be used."""
+        wrote can be used; else whoever is `spoilt` has ended."""
         table = self.table
         table.inflight[plan.rows] -= 1
         if sound:
             self._prefix.name(plan)
+        else:
+            self.pages.unname(plan.filled(table))
         for source, _ in plan.copies:
             self._pinned[source] -= 1
             self.pages.release([source])
         if self._ending:
             for row in [row for row in self._ending if not table.inflight[row]]:
                 self._give_back(self._ending.pop(row))
+
+    def spoilt(self, plan: Plan) -> list[Sequence]:
+        """Whom it hits when that step fails: all in it, and who began with pages that it fills."""
+        filled = plan.filled(self.table)
+        hit = plan.involved(self.table)
+        for sequence in self.running:
+            if sequence.row >= 0 and not filled.isdisjoint(self.table.pages_of(sequence.row)):
+                hit += sequence.group
+        return list(dict.fromkeys(hit))
 
     def move(self, version: str, to: str) -> list[Sequence]:
         """Sequences of that version go on under another: all is computed again. Those that are
@@ -243,6 +254,7 @@ class Scheduler:
         table.computed[row] += count
         if last:
             table.length[row] += 1
+        self._prefix.promise(sequence, stop)
         return count
 
     def _fork(self, chunk: Chunk) -> list[int]:

@@ -99,6 +99,24 @@ def test_prefix_cache_on_equals_off(ahead: int) -> None:
 
 
 @AHEAD
+def test_a_burst_with_one_prefix_computes_it_once(ahead: int) -> None:
+    shared = prompts(1, seed=5)[0] * 3
+    whole = len(shared) // 4 * 4
+    asked = [generation(i, [*shared, *p], 6) for i, p in enumerate(prompts(12, longest=9))]
+    needed = whole + sum(len(each.prompt) - whole for each in asked)
+    for budget in (2000, 50):  # all in one step, and the first one's prompt over several
+        network = HashNetwork()
+        on, engine = run(asked, network, ahead=ahead, token_budget=budget, max_running=12)
+        prompt = sum(tokens for tokens, _ in network.steps) - 12 * 5
+        assert prompt <= needed
+        assert engine.load().hit_tokens >= 11 * whole
+        apart = HashNetwork()
+        off, _ = run(asked, apart, ahead=ahead, token_budget=budget, max_running=12, reuse=False)
+        assert sum(tokens for tokens, _ in apart.steps) >= prompt + 11 * whole
+        assert on.tokens == off.tokens
+
+
+@AHEAD
 def test_choices_that_share_pages_equal_choices_of_their_own(ahead: int) -> None:
     for prompt in prompts(5, seed=3):
         asked = generation("n", prompt, 9, n=4, temperature=1.2, seed=11)

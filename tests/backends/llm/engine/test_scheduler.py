@@ -305,3 +305,44 @@ def test_choices_copy_the_page_that_they_write_to_and_no_other() -> None:
     assert len(np.unique(driver.table.pages[plan.rows, 1])) == 3
     driver.land()
     driver.drain()
+
+
+def test_pages_in_computation_are_shared_and_a_step_that_fails_takes_all_who_did_along() -> None:
+    driver = Driver(pages=20)
+    scheduler = driver.scheduler
+    for token in (7, 8):
+        driver.submit(9 if token == 7 else 2, token=token)
+    first = driver.plan()  # its budget leaves the other none of its last two tokens
+    assert first is not None and len(first.chunks) == 1
+    driver.submit(9)
+    second = driver.plan()
+    assert second is not None and len(driver.flight) == 2
+    one, apart, late = driver.sequences
+    assert [chunk.start for chunk in second.chunks] == [0, 8]
+    assert (late.cached, apart.cached) == (8, 0)
+    assert driver.table.pages_of(late.row)[:2] == driver.table.pages_of(one.row)[:2]
+    assert set(scheduler.spoilt(second)) == {one, apart, late}, "all of it decode or begin in it"
+    assert set(scheduler.spoilt(first)) == {one, late}
+    for sequence in scheduler.spoilt(first):
+        scheduler.end(sequence, "error")
+    scheduler.settle(driver.flight.popleft(), sound=False)
+    driver.land()
+    driver.submit(9)
+    driver.plan()
+    assert driver.sequences[-1].cached == 0
+    driver.land()
+    driver.drain()
+    assert apart.finish == "length"
+
+
+def test_a_step_that_fails_leaves_no_names_of_what_was_cancelled_in_it() -> None:
+    driver = Driver(pages=20)
+    driver.submit(9)
+    driver.plan()
+    driver.scheduler.end(driver.sequences[0], "cancelled")
+    driver.scheduler.settle(driver.flight.popleft(), sound=False)
+    driver.submit(9)
+    driver.plan()
+    assert driver.sequences[1].cached == 0
+    driver.land()
+    driver.drain()
