@@ -167,7 +167,10 @@ class _Call:
             if terms.timing:
                 fields += _timing(outcome)
             if terms.coding:
-                self._compressed(content_type, fields, body)
+                try:
+                    self._compressed(content_type, fields, body)
+                except Exception as raised:
+                    refuse(self._exchange, translated(raised), self._fields)
                 return
         self._exchange.respond(200, body, content_type, fields)
 
@@ -182,9 +185,13 @@ class _Call:
             self._exchange.respond(200, compress(pieces, coding), content_type, fields)
             return
         later = asyncio.get_running_loop().run_in_executor(None, compress, pieces, coding)
-        later.add_done_callback(
-            lambda done: self._exchange.respond(200, done.result(), content_type, fields)
-        )
+        later.add_done_callback(lambda done: self._packed(done, content_type, fields))
+
+    def _packed(self, done: asyncio.Future[bytes], content_type: bytes, fields: bytes) -> None:
+        try:
+            self._exchange.respond(200, done.result(), content_type, fields)
+        except Exception as raised:
+            refuse(self._exchange, translated(raised), self._fields)
 
 
 def signature_of(view: ModelView) -> Signature:

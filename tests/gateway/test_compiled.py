@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from gateway import compiled
 
 ROOT = Path(__file__).parent.parent.parent
+PURE = {"len", "max", "min", "range", "str"}
 # In a process of its own: what is imported stays imported.
 CHECK = """
 import sys
@@ -77,3 +79,28 @@ def test_every_pattern_has_its_modules():
     found = compiled.modules()
     assert len(found) > 40 and all(path.is_file() for path in found)
     assert len(set(found)) == len(found)
+
+
+def test_no_display_unpacks_a_call_before_another_call():
+    """mypyc evaluates what follows ahead of what is unpacked: `[*map(f, x), g()]` runs g first."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in compiled.modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.List | ast.Tuple | ast.Set) and _unpacks_first(node.elts)
+    ]
+    assert not found
+
+
+def _unpacks_first(elements: list[ast.expr]) -> bool:
+    calls = [_has_call(element) for element in elements]
+    return any(
+        isinstance(element, ast.Starred) and called and any(calls[at + 1 :])
+        for at, (element, called) in enumerate(zip(elements, calls, strict=True))
+    )
+
+
+def _has_call(element: ast.expr) -> bool:
+    """Of something whose order could matter."""
+    called = [node.func for node in ast.walk(element) if isinstance(node, ast.Call)]
+    return any(not isinstance(func, ast.Name) or func.id not in PURE for func in called)

@@ -336,3 +336,17 @@ async def test_large_answers_are_compressed_beside_the_loop():
     await asyncio.wait_for(answered_.wait(), 10)
     data = orjson.loads(gzip.decompress(exchange.reply))["outputs"][0]["data"]
     assert data == ["a" * 200_000]
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+async def test_an_answer_that_cannot_be_compressed_is_an_error_and_no_silence(size, monkeypatch):
+    def broken(pieces: Any, coding: bytes) -> bytes:
+        raise zlib.error("inconsistent stream state")
+
+    monkeypatch.setattr("gateway.oip.infer.compress", broken)
+    exchange = call(*text_model(size), (b"accept-encoding", b"gzip"))
+    if not exchange.answers:
+        answered_ = asyncio.Event()
+        exchange.on_answer = answered_.set
+        await asyncio.wait_for(answered_.wait(), 10)
+    assert (exchange.status, exchange.error) == (500, "the gateway failed on this request")
