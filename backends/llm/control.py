@@ -12,9 +12,12 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
+from backends.llm.errors import BadRequest
+
 # Characters that stand for nothing in any text: planes 15 and 16 are for private use.
 _RANDOM, _PLACE, _PLANE = 0xF0000, 0x100000, 0xFFFE
 _LENGTH = 5  # random characters of a seal: 80 bits
+MAX_DEPTH = 100
 
 
 class Names:
@@ -45,14 +48,19 @@ class Seals:
         """Each name replaced by its seal."""
         return self._names.pattern.sub(lambda found: self.of(found[0]), text)
 
-    def seal_all(self, value: Any) -> Any:
-        """The same in every string of a JSON value, those that are keys included."""
+    def seal_all(self, value: Any, param: str, depth: int = 0) -> Any:
+        """The same in every string of a JSON value, those that are keys included. Raises BadRequest
+        for `param` where it is nested too deeply for templates to write it."""
         if isinstance(value, str):
             return self.seal(value)
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"'{param}' is nested deeper than {MAX_DEPTH} levels", param=param)
         if isinstance(value, dict):
-            return {self.seal(key): self.seal_all(one) for key, one in value.items()}
+            return {
+                self.seal(key): self.seal_all(one, param, depth + 1) for key, one in value.items()
+            }
         if isinstance(value, list):
-            return [self.seal_all(one) for one in value]
+            return [self.seal_all(one, param, depth + 1) for one in value]
         return value
 
     def unseal(self, text: str) -> str:

@@ -60,7 +60,10 @@ class Preparation:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from error
-        return parse(document, text, self._setting)
+        try:
+            return parse(document, text, self._setting)
+        except RecursionError as error:
+            raise BadRequest("the body is nested too deeply") from error
 
     def later(self, surface: str, body: Buffer, text: TextModel) -> Future[Asked]:
         """Its callbacks run on another thread. Raises BadRequest or Overloaded."""

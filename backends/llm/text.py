@@ -65,9 +65,11 @@ class TextModel:
         or ContextTooLong."""
         assert self.template is not None
         said = Seals(self.tokenizer.control)
-        mine = said.seal_all([list(messages), list(tools), dict(extra or {})])
+        mine = said.seal_all(list(messages), param)
+        offered = said.seal_all(list(tools), "tools")
+        more = said.seal_all(dict(extra or {}), "chat_template_kwargs")
         try:
-            text = self.template.render(mine[0], mine[1] or None, mine[2])
+            text = self.template.render(mine, offered or None, more)
         except BadRequest as error:
             at_fault = param if error.param == "messages" else error.param
             raise BadRequest(said.unseal(error.message), param=at_fault) from error

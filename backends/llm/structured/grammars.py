@@ -101,7 +101,10 @@ class Grammars:
 
 def _encoded(source: Any, param: str) -> bytes:
     """The source as a key. Property order matters: it is the order of the answer."""
-    data = orjson.dumps(source)
+    try:
+        data = orjson.dumps(source)
+    except TypeError as error:  # of what came as JSON, only too deep a nesting
+        raise BadGrammar(f"{param}: it is nested too deeply", param=param) from error
     if len(data) > MAX_SOURCE:
         raise BadGrammar(f"{param}: it has {len(data)} bytes, {MAX_SOURCE} at most", param=param)
     return data

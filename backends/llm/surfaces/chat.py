@@ -15,7 +15,7 @@ import orjson
 from backends.llm.asked import Asked, Delta, TokenText, Usage
 from backends.llm.errors import BadRequest
 from backends.llm.surfaces.events import DONE, JSON, SSE, error_body, event
-from backends.llm.surfaces.fields import FLAG, TABLE, Fields, whole
+from backends.llm.surfaces.fields import FLAG, TABLE, Absent, Fields, whole
 from backends.llm.surfaces.format import take_format
 from backends.llm.surfaces.logprobs import chat_logprobs
 from backends.llm.surfaces.messages import take_messages
@@ -34,13 +34,15 @@ from backends.wire import Fault
 
 # Fields of the API that need what a text model does not have.
 ABSENT = {
-    "audio": "this model makes no audio",
-    "functions": "it is deprecated; use tools",
-    "function_call": "it is deprecated; use tool_choice",
-    "prediction": "nothing here is predicted from a draft",
-    "reasoning_effort": "this model has no levels of reasoning",
-    "verbosity": "this model has no levels of verbosity",
-    "web_search_options": "this model searches nothing",
+    "modalities": Absent("this model makes only text", (["text"],)),
+    "audio": Absent("this model makes no audio"),
+    "functions": Absent("it is deprecated; use tools", ([],)),
+    "function_call": Absent("it is deprecated; use tool_choice", ("none",)),
+    "prediction": Absent("nothing here is predicted from a draft"),
+    "reasoning_effort": Absent("this model has no levels of reasoning", ("none",)),
+    "verbosity": Absent("this model has no levels of verbosity", ("medium",)),
+    "web_search_options": Absent("this model searches nothing"),
+    "moderation": Absent("nothing is moderated here"),
 }
 
 
@@ -63,9 +65,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     mask = take_format(fields, text, setting.grammars)
     extra = fields.take("chat_template_kwargs", TABLE, {})
     accept_routing(fields)
-    fields.refuse("modalities", "this model makes only text", ["text"])
-    for name, reason in ABSENT.items():
-        fields.refuse(name, reason)
+    fields.refuse_all(ABSENT)
     fields.done()
     if tools.mask is not None and mask is not None:
         raise BadRequest("tool_choice and response_format exclude each other", param="tool_choice")
@@ -86,7 +86,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
 def _take_logprobs(fields: Fields) -> int | None:
     wanted = fields.take("logprobs", FLAG, False)
     top = fields.take("top_logprobs", whole(0, MAX_TOP), None)
-    if top is not None and not wanted:
+    if top and not wanted:
         raise fields.wrong("top_logprobs", "it has a meaning only with 'logprobs': true")
     return (top or 0) if wanted else None
 

@@ -7,7 +7,7 @@ read; null is the same as absent, as in OpenAI's API.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from backends.llm.errors import BadRequest, MissingField, UnknownField, UnsupportedField
@@ -61,6 +61,13 @@ POSITIVE: Kind[float] = Kind(
 )
 
 
+class Absent(NamedTuple):
+    """A field of an API that is not here. `harmless`: values that ask for nothing."""
+
+    reason: str
+    harmless: tuple[Any, ...] = ()
+
+
 class Fields:
     def __init__(self, body: Any, path: str = "") -> None:
         """`path` names the body in messages: empty for a request's own. Raises BadRequest."""
@@ -105,6 +112,10 @@ class Fields:
         if value is not None and value not in harmless:
             param = self.named(name)
             raise UnsupportedField(f"'{param}' is not supported: {reason}.", param=param)
+
+    def refuse_all(self, absent: Mapping[str, Absent]) -> None:
+        for name, (reason, harmless) in absent.items():
+            self.refuse(name, reason, *harmless)
 
     def done(self) -> None:
         """Raises UnknownField for what nobody has read."""

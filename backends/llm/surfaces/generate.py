@@ -13,7 +13,7 @@ import orjson
 
 from backends.llm.asked import Asked, Delta, Usage
 from backends.llm.surfaces.events import JSON, SSE, event
-from backends.llm.surfaces.fields import ANY, FLAG, TABLE, TEXT, Fields, whole
+from backends.llm.surfaces.fields import FLAG, POSITIVE, TABLE, TEXT, Fields, Kind, whole
 from backends.llm.surfaces.format import take_format
 from backends.llm.surfaces.sampling import MAX_TOKENS, take_choosing
 from backends.llm.surfaces.setting import Setting
@@ -21,6 +21,9 @@ from backends.llm.text import TextModel
 from backends.wire import Fault
 
 DEFAULT_TOKENS = 16
+_PROMPT: Kind[str] = Kind(
+    "a string that is not empty", lambda value: bool(TEXT.check(value) and value)
+)
 
 
 def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
@@ -38,11 +41,10 @@ def _parse(body: Any, text: TextModel, setting: Setting, *, stream: bool) -> Ask
     if twice:
         raise outer.wrong(twice[0], "it stands in 'parameters' too")
     fields = Fields({**{k: v for k, v in body.items() if k != "parameters"}, **parameters})
-    prompt = fields.need("text_input", TEXT)
-    fields.accept(("timeout",))  # the gateway keeps it
-    id = fields.take("id", ANY, None)
+    prompt = fields.need("text_input", _PROMPT)
+    id = fields.take("id", TEXT, None)
     # The gateway's own: it ends the call when the time is over.
-    fields.accept(("timeout",))
+    fields.take("timeout", POSITIVE, None)
     choosing = take_choosing(fields, text)
     limit = fields.take("max_tokens", whole(1, MAX_TOKENS), DEFAULT_TOKENS)
     mask = take_format(fields, text, setting.grammars)
@@ -66,7 +68,7 @@ def _parse(body: Any, text: TextModel, setting: Setting, *, stream: bool) -> Ask
 class GenerateWhole:
     type = JSON
 
-    def __init__(self, model: str, id: Any) -> None:
+    def __init__(self, model: str, id: str | None) -> None:
         self._head: dict[str, Any] = {"model_name": model}
         if id is not None:
             self._head["id"] = id

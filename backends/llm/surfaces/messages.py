@@ -46,6 +46,7 @@ def _message(fields: Fields) -> dict[str, Any]:
         message["tool_call_id"] = fields.need("tool_call_id", TEXT)
     if name := fields.take("name", TEXT, None):
         message["name"] = name
+    fields.refuse("type", "a message has no type", "message", "text")
     if role == "assistant":
         fields.accept(("refusal", "annotations"))
         fields.refuse("audio", "this model hears nothing")

@@ -12,7 +12,7 @@ import orjson
 
 from backends.llm.asked import Asked
 from backends.llm.errors import BadRequest
-from backends.llm.surfaces.fields import ANY, LIST, TABLE, TEXT, Fields, Kind, one_of, whole
+from backends.llm.surfaces.fields import ANY, LIST, TABLE, TEXT, Absent, Fields, Kind, one_of, whole
 from backends.llm.surfaces.format import Masks, take_schema
 from backends.llm.surfaces.messages import content_text
 from backends.llm.surfaces.response_events import Items, ResponseStream, ResponseWhole
@@ -33,13 +33,21 @@ _CONTENT: Kind[Any] = Kind(
     "a string or a list of parts", lambda value: isinstance(value, (str, list))
 )
 _ROLES = one_of("system", "developer", "user", "assistant")
+_UNSTORED = "nothing is stored here; send the whole conversation"
 ABSENT = {
-    "previous_response_id": "nothing is stored here; send the whole conversation",
-    "conversation": "nothing is stored here; send the whole conversation",
-    "prompt": "there are no stored prompts",
-    "reasoning": "this model has no levels of reasoning",
-    "max_tool_calls": "tools are called by the client",
-    "context_management": "conversations are taken as they are",
+    "previous_response_id": Absent(_UNSTORED),
+    "conversation": Absent(_UNSTORED),
+    "prompt": Absent("there are no stored prompts"),
+    "reasoning": Absent(
+        "this model has no levels of reasoning", ({}, {"effort": "none"}, {"effort": None})
+    ),
+    "max_tool_calls": Absent("tools are called by the client"),
+    "context_management": Absent("conversations are taken as they are", ([],)),
+    "include": Absent("there is nothing more to include", ([],)),
+    "truncation": Absent("an input that is too long is refused", ("disabled",)),
+    "background": Absent("a response is answered at once", (False,)),
+    "top_logprobs": Absent("see /v1/chat/completions", (0,)),
+    "moderation": Absent("nothing is moderated here"),
 }
 
 
@@ -62,14 +70,8 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     mask = _take_text(fields, text, setting)
     if tools.mask is not None and mask is not None:
         raise BadRequest("tool_choice and text.format exclude each other", param="tool_choice")
-    metadata = fields.take("metadata", TABLE, {})
     accept_routing(fields)
-    for name, reason in ABSENT.items():
-        fields.refuse(name, reason)
-    fields.refuse("include", "there is nothing more to include", [])
-    fields.refuse("truncation", "an input that is too long is refused", "disabled")
-    fields.refuse("background", "a response is answered at once", False)
-    fields.refuse("top_logprobs", "see /v1/chat/completions", 0)
+    fields.refuse_all(ABSENT)
     fields.done()
     prompt = text.chat(messages, tools.offered, "input")
     sampling = choosing.within(text.room(len(prompt), limit, "input"))
@@ -81,7 +83,7 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
         "incomplete_details": None,
         "instructions": instructions,
         "max_output_tokens": limit,
-        "metadata": metadata,
+        "metadata": body.get("metadata") or {},
         "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
@@ -173,6 +175,6 @@ def _take_text(fields: Fields, text: TextModel, setting: Setting) -> Masks | Non
         elif kind == "json_schema":
             mask = take_schema(form, text, setting.grammars)
         form.done()
-    table.refuse("verbosity", "this model has no levels of verbosity")
+    table.refuse("verbosity", "this model has no levels of verbosity", "medium")
     table.done()
     return mask

@@ -13,6 +13,7 @@ from backends.llm.surfaces.fields import (
     FLAG,
     POSITIVE,
     TABLE,
+    TEXT,
     Fields,
     Kind,
     list_of,
@@ -32,6 +33,14 @@ _STOP: Kind[str] = Kind(
 _STOPS: Kind[Any] = Kind(
     f"a string or at most {MAX_STOPS} strings, none of them empty",
     lambda value: _STOP.check(value) or list_of(_STOP, MAX_STOPS).check(value),
+)
+_METADATA: Kind[dict[str, str]] = Kind(
+    "an object of at most 16 strings, each of at most 512 characters",
+    lambda value: (
+        isinstance(value, dict)
+        and len(value) <= 16
+        and all(isinstance(text, str) and len(text) <= 512 for text in value.values())
+    ),
 )
 _SEED = whole(-(2**63), 2**63 - 1)
 
@@ -112,6 +121,12 @@ def take_stream(fields: Fields) -> tuple[bool, bool]:
 
 def accept_routing(fields: Fields) -> None:
     """Fields that tell the operator or the gateway something, and the model nothing."""
-    fields.accept(("user", "metadata", "prompt_cache_key", "safety_identifier", "timeout"))
+    for name in ("user", "prompt_cache_key", "safety_identifier"):
+        fields.take(name, TEXT, None)
+    fields.take("metadata", _METADATA, None)
+    fields.take("timeout", POSITIVE, None)
     fields.refuse("store", "nothing is stored here", False)
     fields.refuse("service_tier", "requests have no tiers; see x-priority", "auto", "default")
+    fields.refuse(
+        "prompt_cache_retention", "prompts are cached while there is room", "in_memory", "in-memory"
+    )

@@ -291,7 +291,7 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
         ({**HI, "reasoning_effort": "low"}, 400, "unsupported_parameter", "reasoning_effort"),
         ({**HI, "audio": {}}, 400, "unsupported_parameter", "audio"),
         ({**HI, "modalities": ["audio"]}, 400, "unsupported_parameter", "modalities"),
-        ({**HI, "functions": []}, 400, "unsupported_parameter", "functions"),
+        ({**HI, "functions": [{}]}, 400, "unsupported_parameter", "functions"),
         ({**HI, "service_tier": "flex"}, 400, "unsupported_parameter", "service_tier"),
         ({**HI, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format.type"),
         (
