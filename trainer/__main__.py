@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trainer import commands
+from trainer import commands, launch
 from trainer.config import describe, load
 from trainer.errors import TrainerError
 from trainer.lifeline import end_with_launcher
@@ -24,7 +24,7 @@ from trainer.server import commands as server_commands
 EXAMPLES = """\
 train, alone or on two ranks; the same command goes on where it was interrupted:
   python -m trainer examples/digits/train.toml
-  torchrun --nproc-per-node 2 -m trainer examples/digits/train.toml steps=600
+  python -m trainer launch --ranks 2 examples/digits/train.toml steps=600
 see what it would do:
   python -m trainer examples/digits/train.toml --dry-run --ranks 8
 look after what was committed (each has --help):
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         usage="python -m trainer CONFIG [KEY=VALUE ...] [--dry-run [--ranks N]]\n"
         f"       python -m trainer {'|'.join(server_commands.VERBS)} CONFIG [KEY=VALUE ...]\n"
+        f"       python -m trainer {'|'.join(launch.VERBS)} ...\n"
         f"       python -m trainer {'|'.join(commands.VERBS)} RUN ...",
         description="Trains a model, commits verified checkpoints and publishes them to a channel.",
         epilog=f"{EXAMPLES}{verbs}\n\nkeys of CONFIG (a TOML file):\n{describe()}",
@@ -58,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     if argv and argv[0] in commands.VERBS:
         return commands.main(argv)
+    if argv and argv[0] in launch.VERBS:
+        return launch.main(argv)
     if argv and argv[0] in server_commands.VERBS:
         return server_commands.main(argv)
     parser = _parser()

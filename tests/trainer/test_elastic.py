@@ -1,4 +1,4 @@
-"""torchrun's elastic launcher: an agent is killed, and whoever is left goes on."""
+"""Machines that join a run under way and are lost: whoever is left goes on."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import pytest
 from backends.checkpoint import Run
 from tests.trainer.ranks import BOUND_S, journal
 from tests.trainer.tiny import CONFIG
+from trainer import launch
 
 # Every change of the ranks starts Python anew.
 pytestmark = pytest.mark.timeout(300)
 
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "steps=100000", "checkpoint.every=100")
-RENDEZVOUS = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=6,join_timeout=60"
 
 
-def test_a_machine_that_is_lost_leaves_a_run_that_goes_on(tmp_path: Path):
+def test_machines_come_and_go_and_whoever_is_left_goes_on(tmp_path: Path):
     run = tmp_path / "run"
     (tmp_path / "train.toml").write_text(CONFIG.format(run=run))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"]
-    command += ["--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "x"]
-    command += ["--rdzv-conf", RENDEZVOUS, "-m", "trainer", str(tmp_path / "train.toml"), *PLAIN]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    trainer = [sys.executable, "-m", "trainer"]
+    store = subprocess.Popen([*trainer, "store", "0"], stdout=subprocess.PIPE, text=True)
+    assert store.stdout is not None
+    port = store.stdout.readline().split("port ")[1].split(";")[0]
+    command = [*trainer, "launch", "--machines", "1:2", "--store", f"127.0.0.1:{port}"]
+    command += [str(tmp_path / "train.toml"), *PLAIN, "balance.mesh=true"]
     agents: list[subprocess.Popen[bytes]] = []
 
     def join() -> subprocess.Popen[bytes]:
@@ -53,18 +53,24 @@ def test_a_machine_that_is_lost_leaves_a_run_that_goes_on(tmp_path: Path):
         return there
 
     try:
-        first, second = join(), join()
-        wait(trains(2), first, tmp_path)
-        second.kill()
+        first = join()
         wait(trains(1), first, tmp_path)
-        first.send_signal(signal.SIGTERM)
-        first.wait(BOUND_S)
+        second = join()
+        wait(trains(2), second, tmp_path)
+        first.kill()
+        wait(trains(1), second, tmp_path)
+        second.send_signal(signal.SIGTERM)
+        second.wait(BOUND_S)
+        store.send_signal(signal.SIGTERM)
+        assert store.wait(BOUND_S) == 0
     finally:
-        for agent in agents:
-            agent.kill()
-            agent.wait()
+        for process in (*agents, store):
+            process.kill()
+            process.wait()
+        store.stdout.close()
     starts = journal(run, "start")
     assert [line["ranks"] for line in starts][-2:] == [2, 1]
+    assert starts[0]["ranks"] == 1
     last = Run(run).latest()
     assert last is not None and last.position == last.step * 24
     commits = [line["step"] for line in journal(run, "commit")]
@@ -77,3 +83,35 @@ def wait(condition: Callable[[], bool], agent: subprocess.Popen[bytes], folder: 
         said = "\n".join(log.read_text() for log in sorted(folder.glob("log-*")))
         assert agent.poll() is None and time.monotonic() < until, said
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "expected a CONFIG"),
+        (["--machines", "1:2", "x.toml"], "--machines needs --store"),
+        (["--machines", "3:2", "x.toml"], "expected a number, or MIN:MAX, got '3:2'"),
+        (["--ranks", "0", "x.toml"], "expected a number from 1"),
+        (["--store", "host", "x.toml"], "expected HOST:PORT, got 'host'"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(argv, said, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["launch", *argv])
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_configuration_is_said_before_ranks_start(tmp_path, capsys):
+    assert launch.main(["launch", str(tmp_path / "none.toml"), "steps=3"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_one_machine_needs_no_store():
+    command = launch.torchrun(launch.parse(["--ranks", "2", "x.toml", "steps=3"]))
+    assert "--standalone" in command and command[-4:] == ["-m", "trainer", "x.toml", "steps=3"]
+
+
+def test_a_port_that_is_taken_is_said(capsys):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        assert launch.main(["store", str(taken.getsockname()[1])]) == 1
+    assert "error: port" in capsys.readouterr().err
