@@ -56,6 +56,7 @@ def build(
         reading = Reading(folder, manifest, config.weights, str(device), config.page_size, rate)
         check_room(reading, world, held)
         network = read_whole(reading, cancelled) if crew is None else crew.load(reading, cancelled)
+        machine.slow = getattr(network, "slow", "")
         held = reading.bytes // world
         return network
 

@@ -69,6 +69,9 @@ class Machine:
     ) -> None:
         self._build, self._deliver, self._crashed = build, deliver, crashed
         self._ranks = ranks
+        # Why what was loaded last computes slower than need be, and what to do; empty if it does
+        # not.
+        self.slow = ""
         self._engine: VersionedEngine | None = None
         # What the engine serves, and what is to be released once it serves another.
         self._serving = ""

@@ -159,7 +159,7 @@ class LlmReplica:
         if self._source is not None and self._source.problem:
             reason = self._source.problem
         if self._serving is not None:
-            return "ready", reason
+            return "ready", reason or (self._machine.slow if self._machine is not None else "")
         if self._follower is not None:
             return ("failed" if self._follower.stuck else "loading"), reason
         return "loading", self._starting
@@ -389,6 +389,8 @@ class LlmReplica:
             before, self._serving = self._serving, version
             if before is None:
                 self._events("ready", version=version.name)
+                if machine.slow:
+                    self._events("slow", reason=machine.slow)
             done()
             self.changed()
 

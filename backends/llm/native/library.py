@@ -24,6 +24,8 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "
 NEEDED = {"avx512f", "avx512bw", "avx512dq"}
 # It takes about three seconds; a compiler that hangs must not keep a replica from starting.
 COMPILE_S = 120.0
+# Of what the compiler says, so much is told of.
+SAID = 300
 
 
 class Map(ctypes.Structure):
@@ -73,11 +75,18 @@ class Library:
         self._step(ctypes.byref(model), ctypes.byref(step))
 
 
-def load(environment: Mapping[str, str] = os.environ) -> Library | None:
-    """None where there is no compiler, or the CPU has no AVX512: torch then does the work."""
-    compiler = shutil.which(environment.get("CXX", "g++"))
-    if compiler is None or not _instructions() >= NEEDED:
-        return None
+class Unavailable(Exception):
+    """Why there is no native step here, and what to do about it."""
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Library:
+    """Raises Unavailable: torch then does the work."""
+    if missing := NEEDED - _instructions():
+        raise Unavailable(f"this CPU has no {', '.join(sorted(missing))}")
+    name = environment.get("CXX", "g++")
+    compiler = shutil.which(name)
+    if compiler is None:
+        raise Unavailable(f"there is no C++ compiler {name!r}: install g++, or set CXX")
     folder = _cache(environment)
     path = folder / f"step-{_fingerprint(compiler)}.so"
     try:
@@ -85,8 +94,13 @@ def load(environment: Mapping[str, str] = os.environ) -> Library | None:
             folder.mkdir(parents=True, exist_ok=True)
             _compile(compiler, path)
         return Library(path)
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{compiler} took over {COMPILE_S:.0f} s to compile it") from error
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or b"").decode("utf-8", "replace").strip()[:SAID]
+        raise Unavailable(f"{compiler} could not compile it: {said or error}") from error
+    except OSError as error:
+        raise Unavailable(f"{error}: XDG_CACHE_HOME may name a folder for it") from error
 
 
 def _compile(compiler: str, path: Path, *more: str) -> None:

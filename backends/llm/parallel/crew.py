@@ -174,6 +174,7 @@ class _Whole:
         self.head_dim, self.vocabulary = part.head_dim, part.vocabulary
         self.max_context = part.max_context
         self.dtype, self.device = part.dtype, part.device
+        self.slow = getattr(part, "slow", "")
 
     def page_bytes(self, page_size: int) -> int:
         return self._part.page_bytes(page_size)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from backends.llm import network_choice
+from backends.llm.native import Library, Unavailable
 from backends.llm.network import DecoderNetwork
 from backends.llm.network_choice import choose_network
 from backends.llm.network_native import NativeNetwork
@@ -21,21 +22,35 @@ USUAL: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cpu", "page_size": 
 
 
 @pytest.mark.parametrize(
-    ("decoder", "changes"),
+    ("decoder", "changes", "why"),
     [
-        (ODD, {}),
-        (FITTING, {"dtype": torch.float32}),
-        (FITTING, {"page_size": 8}),
-        (FITTING, {"rank": 1, "world": 2}),
+        (ODD, {}, "intermediate_size 48 is not a multiple of 32"),
+        (FITTING, {"dtype": torch.float32}, "bfloat16, not torch.float32: set `weights`"),
+        (FITTING, {"page_size": 8}, "page_size 8 is not a multiple of 16"),
+        (FITTING, {"rank": 1, "world": 2}, "it runs in one process"),
     ],
 )
-def test_torch_does_what_the_native_one_cannot(decoder: DecoderConfig, changes: Any) -> None:
-    assert type(choose_network(decoder, **USUAL | changes)) is DecoderNetwork
+def test_torch_does_what_the_native_one_cannot_and_says_why(
+    decoder: DecoderConfig, changes: Any, why: str
+) -> None:
+    network = choose_network(decoder, **USUAL | changes)
+    assert type(network) is DecoderNetwork
+    assert why in network.slow
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_native_one_where_it_can(int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if network_choice.load() is not None:
+    try:
+        network_choice.load()
+    except Unavailable:
+        pass
+    else:
         assert type(choose_network(FITTING, **USUAL, int8=int8)) is NativeNetwork
-    monkeypatch.setattr(network_choice, "load", lambda: None)
-    assert type(choose_network(FITTING, **USUAL, int8=int8)) is DecoderNetwork
+
+    def without() -> Library:
+        raise Unavailable("there is no C++ compiler 'g++': install g++")
+
+    monkeypatch.setattr(network_choice, "load", without)
+    network = choose_network(FITTING, **USUAL, int8=int8)
+    assert type(network) is DecoderNetwork
+    assert network.slow.endswith("there is no C++ compiler 'g++': install g++")

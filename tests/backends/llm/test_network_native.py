@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.llm.native import Library, load
+from backends.llm.native import Library, Unavailable, load
 from backends.llm.native import library as native
 from backends.llm.network import DecoderNetwork
 from backends.llm.network_native import NativeNetwork, misfit
@@ -32,10 +32,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    found = load()
-    if found is None:
-        pytest.skip("no C++ compiler here, or no AVX512")
-    return found
+    try:
+        return load()
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
 def decoder(name: str, seed: int = 3) -> Decoder:
@@ -187,15 +187,26 @@ def test_what_does_not_fit_is_said(library: Library) -> None:
         NativeNetwork(decoder("llama").config, library).new_cache(4, 8)
 
 
-def test_without_a_compiler_there_is_none(tmp_path: Path) -> None:
-    assert load({"CXX": "no-such-compiler"}) is None
+def test_what_is_missing_is_said_and_what_to_do(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Unavailable, match="no C\\+\\+ compiler 'no-such': install g"):
+        load({"CXX": "no-such"})
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(Unavailable, match="XDG_CACHE_HOME may name a folder"):
+        load({"XDG_CACHE_HOME": str(blocked)})
+    monkeypatch.setattr(native, "_instructions", lambda: frozenset({"avx512f", "avx512bw"}))
+    with pytest.raises(Unavailable, match="this CPU has no avx512dq"):
+        load({})
 
 
-def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, library: Library) -> None:
     broken = tmp_path / "cxx"
-    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.write_text("#!/bin/sh\necho no room >&2; exit 1\n")
     broken.chmod(0o755)
-    assert load({"CXX": str(broken), "XDG_CACHE_HOME": str(tmp_path)}) is None
+    with pytest.raises(Unavailable, match="could not compile it: no room"):
+        load({"CXX": str(broken), "XDG_CACHE_HOME": str(tmp_path)})
     assert not list((tmp_path / "penstock").rglob("*.so"))
 
 

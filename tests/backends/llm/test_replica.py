@@ -501,7 +501,12 @@ async def test_a_decoder_from_its_checkpoint_says_what_it_says_by_itself(serve, 
             tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
     async with serve(real=True, weights=weights, threads=1) as replica:
         gateway = await Caller.connect(replica.address)
-        await gateway.state("ready")
+        ready = await gateway.state("ready")
+        # Its widths are none of the native step's, and operators hear of that.
+        assert "torch computes, several times slower" in ready.reason
+        assert [fields["reason"] for event, fields in replica.log if event == "slow"] == [
+            ready.reason
+        ]
         text, _ = await gateway.text()
         expected = text_model().tokenizer.decode(tokens[len(prompt) :])
         assert text == expected.split("<|im_end|>")[0] or weights == "int8"
