@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ def check(file: Path, overrides: Sequence[str]) -> int:
         count = len(error.problems)
         print(f"{error}\n{count} {'problem' if count == 1 else 'problems'}", file=sys.stderr)
         return 2
-    findings = look_into(
+    findings, kinds = look_into(
         list({(r.spawn, m.name): None for m, r in found.replicas() if r.spawn is not None})
     )
     for finding in findings:
@@ -33,7 +33,7 @@ def check(file: Path, overrides: Sequence[str]) -> int:
     if wrong:
         print(f"{wrong} {'problem' if wrong == 1 else 'problems'}", file=sys.stderr)
         return 2
-    _show(found)
+    _show(found, kinds)
     return 0
 
 
@@ -42,7 +42,8 @@ def schema() -> int:
     return 0
 
 
-def _show(found: GatewayConfig) -> None:
+def _show(found: GatewayConfig, kinds: Mapping[str, str]) -> None:
+    """`kinds`: of models that do not declare theirs, as the files of their replicas have it."""
     # A pipe has no width; lines cut to some would hide what was asked for.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     server = found.server
@@ -52,13 +53,14 @@ def _show(found: GatewayConfig) -> None:
     for column in ("model", "kind", "replicas", "aim", "deadline", "queue", "batch", "routing"):
         table.add_column(column)
     for model in found.models:
+        kind = model.kind or kinds.get(model.name)
         table.add_row(
             model.name,
-            "http" if model.http else model.kind or "as told",
+            "http" if model.http else kind or "as told",
             _replicas(model),
             f"{model.slo_ms:g} ms" if model.slo_ms is not None else "none",
-            f"{model.timeout_ms:g} ms",
-            f"{model.max_queue} " + ("rows" if model.kind == "tensor" else "requests"),
+            f"{model.call_timeout_ms if kind == 'llm' else model.timeout_ms:g} ms",
+            f"{model.max_queue} " + ("rows" if kind == "tensor" else "requests"),
             f"{model.max_batch_size} rows" if model.max_batch_size else "replica's",
             model.routing,
         )

@@ -147,7 +147,8 @@ class Model:
     def _no_version(self, version: str) -> NotFound:
         have = ", ".join(self.versions) or "none"
         return NotFound(
-            f"model {self.name!r} has no version {version!r} now; it has {have}", param="version"
+            f"model {self.name!r} has no version {version!r} now; it has {have}",
+            param="model_version",
         )
 
     def _finish(self, request: TensorRequest, outcome: Answer | GatewayError) -> None:

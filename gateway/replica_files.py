@@ -52,10 +52,17 @@ class Finding(NamedTuple):
         return f"{self.file}: {self.text}"
 
 
-def look_into(files: Sequence[tuple[Path, str]]) -> list[Finding]:
+class Looked(NamedTuple):
+    """`kinds`: of models, as the files of their replicas have it."""
+
+    findings: list[Finding]
+    kinds: dict[str, str]
+
+
+def look_into(files: Sequence[tuple[Path, str]]) -> Looked:
     """`files`: of spawned replicas, with the name of the model that the gateway wants of each."""
     if not files:
-        return []
+        return Looked([], {})
     paths = [str(path) for path, _ in files]
     done = subprocess.run(
         [sys.executable, "-c", _ASK, *paths],
@@ -66,18 +73,20 @@ def look_into(files: Sequence[tuple[Path, str]]) -> list[Finding]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return [Finding(files[0][0], f"could not be looked into: {last}", wrong=False)]
+        return Looked([Finding(files[0][0], f"could not be looked into: {last}", wrong=False)], {})
     said: dict[str, Any] = json.loads(done.stdout)
     if "missing" in said:
         text = f"not looked into: {said['missing']}; replicas need the package backends"
-        return [Finding(files[0][0], text, wrong=False)]
+        return Looked([Finding(files[0][0], text, wrong=False)], {})
     found: list[Finding] = []
+    kinds: dict[str, str] = {}
     for (path, model), keys in zip(files, said["files"], strict=True):
         if "wrong" in keys:
             found.append(Finding(path, keys["wrong"].removeprefix(f"{path}: ")))
         else:
+            kinds.setdefault(model, keys["kind"])
             found += _of(path, model, keys)
-    return found
+    return Looked(found, kinds)
 
 
 def _of(path: Path, model: str, keys: dict[str, Any]) -> Iterator[Finding]:

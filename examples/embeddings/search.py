@@ -1,11 +1,12 @@
-"""Which sentence is nearest in meaning? `python examples/embeddings/search.py QUESTION`"""
+"""Which sentence is nearest in meaning? `python examples/embeddings/search.py [--url U] QUESTION`"""
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from openai import OpenAI
 
+URL, MODEL = "http://127.0.0.1:8084/v1", "minilm"
 SENTENCES = [
     "A man is eating food.",
     "A woman is playing the violin.",
@@ -16,9 +17,13 @@ SENTENCES = [
 
 
 def main() -> None:
-    question = " ".join(sys.argv[1:]) or "Someone is having lunch."
-    client = OpenAI(base_url="http://127.0.0.1:8084/v1", api_key="unused")
-    answer = client.embeddings.create(model="minilm", input=[question, *SENTENCES])
+    parser = argparse.ArgumentParser(description="Find the sentence that is nearest in meaning.")
+    parser.add_argument("question", nargs="*", help="default: Someone is having lunch.")
+    parser.add_argument("--url", default=URL, help=f"default: {URL}")
+    arguments = parser.parse_args()
+    question = " ".join(arguments.question) or "Someone is having lunch."
+    client = OpenAI(base_url=arguments.url, api_key="unused")
+    answer = client.embeddings.create(model=MODEL, input=[question, *SENTENCES])
     first, *others = (item.embedding for item in answer.data)
     # Embeddings have length 1, so that the product is the cosine of their angle.
     nearness = [sum(a * b for a, b in zip(first, other, strict=True)) for other in others]

@@ -122,7 +122,7 @@ class CallPool:
         if self._model.unloaded:
             return NoReplica(self._model.reason())
         if call.version is not None and self._model.ready and not self.seats.holds(call.version):
-            return self._no_version(call.version)
+            return self._no_version(call, call.version)
         self.seats.place(call)
         return None
 
@@ -257,12 +257,14 @@ class CallPool:
     def _end_unpinnable(self) -> None:
         for call in [call for call in self._live if call.phase == SEATING]:
             if call.version is not None and not self.seats.holds(call.version):
-                call.abandon(self._no_version(call.version))
+                call.abandon(self._no_version(call, call.version))
 
-    def _no_version(self, version: str) -> NotFound:
+    def _no_version(self, call: LiveCall, version: str) -> NotFound:
         have = ", ".join(self._model.versions) or "none"
+        # As this client names it: sockets have no headers of a request.
+        param = "model_version" if call.surface == "ws" else "x-model-version"
         return NotFound(
-            f"model {self.name!r} has no version {version!r} now; it has {have}", param="version"
+            f"model {self.name!r} has no version {version!r} now; it has {have}", param=param
         )
 
     def families(self) -> list[Family]:

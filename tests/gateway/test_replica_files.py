@@ -65,3 +65,16 @@ def test_what_would_not_serve_is_wrong(check, replica, said):
 def test_what_may_still_come_is_noted(check, replica, said):
     status, text = check(replica)
     assert status == 0 and said in text
+
+
+@pytest.mark.parametrize(
+    ("replica", "row"),
+    [
+        ('kind = "llm"\nrun = "run"', ("llm", "600000 ms", "requests")),
+        ('kind = "tensor"\nrun = "run"', ("tensor", "30000 ms", "rows")),
+        ('run = "run"', ("tensor", "30000 ms", "rows")),
+    ],
+)
+def test_deadlines_are_those_of_the_kind_that_the_file_says(check, replica, row):
+    status, said = check(f'model = "m"\n{replica}\n')
+    assert status == 0 and all(part in said for part in row), said

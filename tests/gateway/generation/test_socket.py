@@ -123,6 +123,7 @@ async def test_what_is_wrong_is_said_under_the_messages_id(tmp_path):
         await say(socket, id="y", model_name="nope")
         assert (await hear(socket))["code"] == "model_not_found"
         await say(socket, id="z", model_version="9")
-        assert (await hear(socket))["status"] == 404
+        error = await hear(socket)
+        assert (error["status"], error["param"]) == (404, "model_version")
         await socket.send(orjson.dumps({"type": "generate", "id": "w"}).decode())
         assert (await hear(socket))["param"] == "model_name"
