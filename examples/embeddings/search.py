@@ -1,4 +1,4 @@
-"""Which sentence is nearest in meaning? `python examples/embeddings/search.py [--url U] QUESTION`"""
+"""Which sentence is nearest in meaning? `python examples/embeddings/search.py [QUESTION]`"""
 
 from __future__ import annotations
 
