@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from gateway.dns_client import DnsClient
+from gateway.dns_message import Reply, Service
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,13 @@ FIRST_S = 1.0
 
 class Place(NamedTuple):
     """`name`: what the address was found by; certificates go by it. `weight`: beside the others of
-    the name, 1 on average."""
+    its rank, 1 on average. `rank`: those of 0 are used as long as one of them can be, then 1, …"""
 
     host: str
     port: int
     name: str
     weight: float = 1.0
+    rank: int = 0
 
 
 class Found(NamedTuple):
@@ -58,25 +60,37 @@ def of_host(host: str, port: int) -> Find:
 
 
 def of_service(name: str, client: DnsClient) -> Find:
-    """Every address of the SRV records of the lowest priority, which is the one to use (RFC 2782).
-    Weights are shared between the addresses of a target."""
+    """Every address of the SRV records, ranked by their priorities (RFC 2782). Weights are shared
+    between the addresses of a target. Of ranks behind the first, a target whose addresses cannot
+    be found is left out."""
 
     async def find() -> Found:
         reply = await client.services(name)
         if not reply.services:
             raise OSError(f"{name} has no SRV records")
-        lowest = min(service.priority for service in reply.services)
-        used = [service for service in reply.services if service.priority == lowest]
-        weights = [max(service.weight, 1) for service in used]
-        mean = sum(weights) / len(weights)
-        places: list[Place] = []
-        for service, weight in sorted(zip(used, weights, strict=True)):
-            hosts = reply.addresses.get(service.target) or await addresses_of(
-                asyncio.get_running_loop(), service.target, service.port
-            )
-            share = weight / mean / len(hosts)
-            places += [Place(h, service.port, service.target, share) for h in sorted(hosts)]
-        return Found(tuple(places), float(min(service.ttl for service in used)))
+        places: dict[tuple[str, int], Place] = {}
+        for rank, priority in enumerate(sorted({s.priority for s in reply.services})):
+            group = sorted(s for s in reply.services if s.priority == priority)
+            mean = sum(max(service.weight, 1) for service in group) / len(group)
+            for service in group:
+                try:
+                    hosts = await hosts_of(service, reply)
+                except OSError:
+                    if not rank:
+                        raise
+                    continue
+                share = max(service.weight, 1) / mean / len(hosts)
+                for host in hosts:  # one that stands in two groups is of the first
+                    place = Place(host, service.port, service.target, share, rank)
+                    places.setdefault((host, service.port), place)
+        return Found(tuple(places.values()), float(min(s.ttl for s in reply.services)))
+
+    async def hosts_of(service: Service, reply: Reply) -> list[str]:
+        told = reply.addresses.get(service.target)
+        if told:
+            return sorted(told)
+        loop = asyncio.get_running_loop()
+        return await addresses_of(loop, service.target, service.port)
 
     return find
 

@@ -51,6 +51,7 @@ class HttpFleet:
         self._drained: set[str] = set()
         self._weights: dict[str, float] = {}
         self._shares: dict[str, float] = {}  # what DNS says of weights, by replica
+        self._ranks: dict[str, int] = {}  # and of priorities
 
     def pools(self) -> Sequence[HttpPool]:
         return list(self._pools.values())
@@ -135,7 +136,7 @@ class HttpFleet:
                     continue
                 name = f"{spec.name}{FOUND_AT}{at}:{place.port}"
                 names[name] = endpoint.serving(at, place.port, place.name)
-                self._shares[name] = place.weight
+                self._shares[name], self._ranks[name] = place.weight, place.rank
             present = [r for r in pool.replicas if configured(r.name) == spec.name]
             for replica in present:
                 if replica.name not in names:
@@ -143,6 +144,8 @@ class HttpFleet:
             for name, where in names.items():
                 if name not in [replica.name for replica in present]:
                     self._join(pool, model, spec, name, lambda where=where: where)  # type: ignore[misc]
+            for replica in pool.replicas:
+                replica.rank = self._ranks.get(replica.name, 0)
             if spec.name not in self._weights:  # an operator's word counts more
                 self._weigh(pool, spec)
             pool.changed()
@@ -192,6 +195,7 @@ class HttpFleet:
         pool.ejection.remove(replica.name)
         self._recipes.pop(replica.name)
         self._shares.pop(replica.name, None)
+        self._ranks.pop(replica.name, None)
         task = self._tasks.pop(replica.name)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

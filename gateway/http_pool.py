@@ -23,6 +23,7 @@ from gateway.policy.concurrency import ConcurrencyLimit, RecentLeast, crowd_of
 from gateway.policy.fairness import FairQueue, Waiting
 from gateway.policy.hedging import Hedging
 from gateway.policy.load import Lease, ReplicaLoad
+from gateway.policy.ranks import in_turn, preferred
 from gateway.policy.rendezvous import SessionRouter
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
 from gateway.policy.routing import NO_KEY, Router, RoutingKey, make_router
@@ -70,6 +71,8 @@ class HttpPool:
         self._waiting: FairQueue[Transit] = FairQueue(config.max_queue, weight)
         self._departures = ArrivalRate()
         self._serving: list[HttpReplica] = []
+        self._preferred = 0  # replicas of the ranks up to those that serve
+        self._reserve: list[HttpReplica] = []  # ready too, used while none that serves can be
         self._by_load: dict[ReplicaLoad, HttpReplica] = {}
         self._loads: list[ReplicaLoad] = []
         self._unserved_since = float("-inf")
@@ -206,10 +209,11 @@ class HttpPool:
         self, key: RoutingKey, tried: Sequence[str], now: float
     ) -> HttpReplica | None:
         """Where some replicas are ejected, busy, full, or have failed this request."""
-        able, _ = usable(self._serving, len(self.replicas), now)
+        able = self._able(now)
         for wanted in (
             [r for r in able if r.name not in tried and r.busy_until <= now],
             [r for r in able if r.name not in tried],
+            [r for r in self._reserve if tried and r.name not in tried and r.breaker.closed],
             [r for r in able if r.name not in tried[-1:]],
             able,
         ):
@@ -228,11 +232,23 @@ class HttpPool:
                 return self._by_load[chosen]
         return None
 
+    def _able(self, now: float) -> Sequence[HttpReplica]:
+        """Of whom breakers let pass; those in reserve where they let nobody else."""
+        reserve = self._reserve
+        able, panic = usable(self._serving, self._preferred, now)
+        while reserve and (panic or not able):
+            group, reserve = in_turn(reserve)
+            found, distrusted = usable(group, len(group), now)
+            if found and not distrusted:
+                return found
+        return able
+
     def others(self, transit: Transit, now: float) -> int:
         """Replicas in use that have not failed it, beside the one that it is on."""
         here = transit.replica
         tried = transit.tried
-        return sum(r is not here and r.name not in tried for r in self._serving)
+        known = [*self._serving, *self._reserve] if self._reserve else self._serving
+        return sum(r is not here and r.name not in tried for r in known)
 
     def attempt_ended(
         self,
@@ -313,12 +329,16 @@ class HttpPool:
 
     def changed(self) -> None:
         """A replica came, went, or is in another state."""
-        serving = [replica for replica in self.replicas if replica.ready]
+        ready = [replica for replica in self.replicas if replica.ready]
+        serving, self._reserve = in_turn(ready)
+        self._preferred = preferred(self.replicas, serving)
         if self._serving and not serving:
             self._unserved_since = self.loop.time()
         self._serving = serving
         self._loads = [replica.load for replica in serving]
-        self._by_load = {replica.load: replica for replica in serving}
+        self._by_load = {replica.load: replica for replica in ready}
+        for replica in self.replicas:
+            replica.reserve = replica in self._reserve
         self.ready = bool(serving)
         if len(self._waiting):
             self._pump_soon()

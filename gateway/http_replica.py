@@ -62,6 +62,8 @@ class HttpReplica:
         )
         # Requests at a time; more wait in the queue, not for a connection.
         self.limit = min(config.slots or relay.connections, relay.connections)
+        # Of one table, the lowest rank that can serve does; the others are in reserve.
+        self.table, self.rank, self.reserve = config.name, 0, False
         self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.busy_until = 0.0
         self.host: bytes | None = None  # None: the client's
@@ -107,7 +109,7 @@ class HttpReplica:
             "kind": self.kind,
             "address": self.address,
             "state": self.state,
-            "reason": self.why,
+            "reason": self.why or ("in reserve, by its priority in DNS" if self.reserve else ""),
             "version": "",
             "versions": [],
             "generation": self.restarts,

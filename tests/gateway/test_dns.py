@@ -17,7 +17,7 @@ from gateway.dns_client import DnsClient, DnsFailed, parse_server, system_server
 from gateway.dns_message import BadAnswer, ask, read
 from gateway.http_fleet import HttpFleet
 from tests.gateway.dns_server import DnsServer, srv
-from tests.gateway.relay.fakes import Upstream, until
+from tests.gateway.relay.fakes import Relay, Upstream, until
 
 NAME = "_http._tcp.web.example"
 
@@ -101,6 +101,7 @@ async def test_a_service_is_found_with_its_weights():
             srv(2, 99, 82, "standby.example"),
         ]
         dns.hosts = {"big.example": ["10.0.0.2", "10.0.0.1"], "small.example": ["10.0.0.3"]}
+        dns.hosts["standby.example"] = ["10.0.0.4"]
         dns.lies = True
         found = await of_service(NAME, client)()
         assert found.fresh_s == 60.0
@@ -108,6 +109,7 @@ async def test_a_service_is_found_with_its_weights():
             Place("10.0.0.1", 80, "big.example", 0.75),
             Place("10.0.0.2", 80, "big.example", 0.75),
             Place("10.0.0.3", 81, "small.example", 0.5),
+            Place("10.0.0.4", 82, "standby.example", 1.0, rank=1),
         ]
 
 
@@ -118,6 +120,16 @@ async def test_a_target_without_addresses_is_looked_up():
         assert ("127.0.0.1", 80) in [(place.host, place.port) for place in places]
         addresses = (await of_host("localhost", 80)()).places
         assert "127.0.0.1" in [place.host for place in addresses]
+
+
+async def test_a_standby_that_cannot_be_found_takes_nothing_from_the_others():
+    async with server() as (dns, client):
+        dns.services[NAME] = [srv(0, 0, 80, "localhost"), srv(1, 0, 81, "nowhere.invalid")]
+        places = (await of_service(NAME, client)()).places
+        assert {place.rank for place in places} == {0}
+        dns.services[NAME] = [srv(0, 0, 80, "nowhere.invalid"), srv(1, 0, 81, "localhost")]
+        with pytest.raises(OSError):  # what was found last stays
+            await of_service(NAME, client)()
 
 
 async def test_a_long_answer_is_asked_for_again_over_tcp():
@@ -215,6 +227,66 @@ async def test_replicas_come_and_go_with_the_records(tmp_path):
             assert {r.load.weight for r in pool.replicas} == {2.0}
         finally:
             await fleet.close()
+            for up in ups:
+                await up.stop()
+
+
+async def test_the_next_priority_takes_over_while_the_first_cannot_be_used(tmp_path):
+    ups = [Upstream(str(n)) for n in range(4)]
+    async with server() as (dns, _):
+        for up in ups:
+            await up.start()
+        dns.hosts = {"localhost": ["127.0.0.1"]}
+        dns.services[NAME] = [
+            srv(10, 1, ups[0].port, "localhost"),
+            srv(10, 1, ups[1].port, "localhost"),
+            srv(20, 1, ups[2].port, "localhost"),
+            srv(30, 1, ups[3].port, "localhost"),
+        ]
+        routes = '[[routes]]\npath = "/"\nmodel = "m"\n'
+        text = config(
+            f'address = "srv://{NAME}"\nresolver = "127.0.0.1:{dns.port}"\nhealth_s = 0.02'
+        ).replace("[[models.replicas]]", '[models.relay]\napi = "web"\n[[models.replicas]]')
+        relay = Relay(parse(text + routes, tmp_path / "serve.toml", {}), tmp_path)
+        listening = await asyncio.get_running_loop().create_server(
+            relay.lane.protocol, "127.0.0.1", 0
+        )
+        relay.port = listening.sockets[0].getsockname()[1]
+        pool = relay.pool
+
+        async def answered_by(count: int = 6) -> set[bytes]:
+            replies = [await relay.ask() for _ in range(count)]
+            assert {reply.status for reply in replies} == {200}
+            return {reply.body for reply in replies}
+
+        def state_of(up: Upstream) -> dict[str, object]:
+            found = [r.describe(0.0) for r in pool.replicas if r.name.endswith(f":{up.port}")]
+            return found[0]
+
+        try:
+            await until(lambda: sum(r.ready for r in pool.replicas) == 4)
+            assert await answered_by() == {b"0", b"1"}
+            assert "in reserve" in state_of(ups[2])["reason"] and not state_of(ups[0])["reason"]
+            await ups[0].stop()
+            assert await answered_by() == {b"1"}
+            await ups[1].stop()
+            assert await answered_by() == {b"2"}  # the first of them fails on 1, and is not lost
+            assert not state_of(ups[2])["reason"]
+            await ups[2].stop()
+            assert await answered_by() == {b"3"}
+            await ups[1].start()
+            await until(lambda: state_of(ups[1])["state"] == "ready")
+            assert await answered_by() == {b"1"}
+            # Errors, too, are a reason: each is tried elsewhere, until a breaker says so at once.
+            ups[1].script = lambda call: call.answer(b"no", "502 Bad Gateway")
+            assert await answered_by(12) == {b"3"}
+            relay.counters()
+        finally:
+            for client in relay.clients:
+                client.transport.abort()
+            listening.close()
+            await relay.lane.drain(1)
+            await relay.fleet.close()
             for up in ups:
                 await up.stop()
 
