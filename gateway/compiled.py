@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import io
 import os
 import shutil
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
@@ -26,11 +28,16 @@ GROUP = "penstock_hot"
 PATTERNS = (
     "gateway/lane/[a-z]*.py",
     "gateway/policy/batch*.py",
-    "gateway/policy/{arrivals,breaker,bucket,load,retry,service}.py",
-    "gateway/oip/{codec,infer,parameters,parse,render,reply,terms,values}.py",
+    "gateway/policy/{arrivals,breaker,bucket,leastwork,load,rendezvous,retry,service}.py",
+    "gateway/oip/{codec,infer,parameters,parse,render,reply,statistics,terms,values}.py",
+    "gateway/relay/[a-z]*.py",
+    "gateway/{departing,flight,http_pool,http_replica,quarantine,waiting}.py",
+    "gateway/openai/surface.py",
     "gateway/{batch,dispatch,link,measures,model,replica,request,seating,sizes}.py",
 )
 OFF = "PENSTOCK_COMPILED"
+# What mypyc compiles to something else than it says, and only warns of.
+_ALTERED = "warning: Unsupported"
 
 
 class CannotCompile(Exception):
@@ -86,14 +93,18 @@ def _compile(work: Path) -> None:
         raise CannotCompile(f'{error}; pip install "penstock[compile]" has it') from error
     before = Path.cwd()
     os.chdir(ROOT)  # names of modules follow from paths
+    warnings = io.StringIO()
     try:
-        extensions = mypycify(
-            [str(path.relative_to(ROOT)) for path in modules()],
-            target_dir=str(work / "c"),
-            group_name=GROUP,
-            opt_level="2",
-            debug_level="0",
-        )
+        with redirect_stdout(warnings):
+            extensions = mypycify(
+                [str(path.relative_to(ROOT)) for path in modules()],
+                target_dir=str(work / "c"),
+                group_name=GROUP,
+                opt_level="2",
+                debug_level="0",
+            )
+        if altered := [line for line in warnings.getvalue().splitlines() if _ALTERED in line]:
+            raise CannotCompile("; ".join(altered))
         distribution = Distribution({"name": GROUP, "ext_modules": extensions})
         command = distribution.get_command_obj("build_ext")
         command.build_lib, command.build_temp = str(work / "lib"), str(work / "o")
@@ -101,7 +112,8 @@ def _compile(work: Path) -> None:
         command.ensure_finalized()
         command.run()
     except (Exception, SystemExit) as error:
-        raise CannotCompile(f"the hot path could not be compiled: {error}") from error
+        said = "; ".join(filter(None, (*warnings.getvalue().splitlines()[-9:], str(error))))
+        raise CannotCompile(f"the hot path could not be compiled: {said}") from error
     finally:
         os.chdir(before)
 

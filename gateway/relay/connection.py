@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
@@ -133,10 +132,12 @@ class UpstreamConnection(asyncio.Protocol):
     def flush(self) -> None:
         """The outbox: this turn is over."""
         unsent, self._unsent = self._unsent, b""
-        if unsent and self._transport is not None and not self.lost:
-            # uvloop refuses to write once an error has closed a transport; connection_lost() comes.
-            with suppress(RuntimeError):
-                self._transport.write(unsent)
+        if not unsent or self._transport is None or self.lost:
+            return
+        try:
+            self._transport.write(unsent)
+        except RuntimeError:
+            return  # an error has closed the transport: connection_lost() comes
 
     def send(self, chunk: bytes) -> bool:
         """More of the request's body; False when the caller should wait for `upstream_writable`."""
@@ -180,7 +181,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    close = abort
+    def close(self) -> None:
+        self.abort()
 
     # --------------------------------------------------------------------------- the socket's side
 

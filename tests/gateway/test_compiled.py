@@ -75,6 +75,18 @@ def test_sources_that_do_not_pass_are_told(toy):
         bad.unlink()
 
 
+def test_sources_that_would_mean_something_else_are_told(toy):
+    other = toy / "toy" / "other.py"
+    other.write_text(
+        "class Door:\n    def shut(self) -> int:\n        return 1\n\n    close = shut\n"
+    )
+    try:
+        said = run(toy, "compiled.build()")
+        assert "CannotCompile" in said and "toy/other.py:5" in said
+    finally:
+        other.unlink()
+
+
 def test_every_pattern_has_its_modules():
     found = compiled.modules()
     assert len(found) > 40 and all(path.is_file() for path in found)
