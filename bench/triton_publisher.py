@@ -2,7 +2,7 @@
 
 `python -m bench.triton_publisher URL REPOSITORY LAYERS SEED COUNT EVERY_S`: each version is a
 folder with a number, then the explicit load that Triton's documentation names for replacing a
-served model. It prints each once Triton has answered, at the priority of `bench.publisher`.
+served model. It prints each once Triton has answered, and is started as `bench.publisher` is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.models.reload import Stamped
-from bench.publisher import KEEP, step_back
+from bench.publisher import KEEP
 
 MODEL = "reload"
 
@@ -52,7 +52,6 @@ class TritonPublisher:
 
 
 def main(url: str, repository: str, layers: str, seed: str, count: str, every_s: str) -> None:
-    step_back()
     torch.set_num_threads(1)
     publisher = TritonPublisher(Path(repository), int(layers), int(seed))
     for _ in range(int(count)):

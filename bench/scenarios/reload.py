@@ -1,9 +1,10 @@
 """`reload`: a new version again and again, under an open load (target 9).
 
 Two replicas follow a channel; requests have intended times, and every answer tells which weights
-made it at both ends of the model. Counted: requests that failed, answers that mix versions, answers
-that name another version than made them. Measured: latency before and while versions are published,
-gaps between answers, the swap's pause on the device thread, memory after many versions.
+made it at both ends of the model; then the same with streams of tokens (`reload_streams`). Counted:
+requests that failed, answers that mix versions, answers that name another version than made them.
+Measured: latency before and while versions are published, gaps between answers, the swap's pause on
+the device thread, memory after many versions.
 """
 
 from __future__ import annotations
@@ -16,26 +17,23 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import aiohttp
 import numpy as np
 import torch
 from rich.table import Table
 
-from bench.contenders import penstock_listens
+from bench.following import Following, following
 from bench.models.reload import Stamped
-from bench.publisher import Publisher
+from bench.publisher import STEP_BACK
 from bench.record import Goal, Record
 from bench.rivals import RIVALS, chosen
 from bench.rivals.launch import triton_reload
-from bench.scenarios import Options, scenario
-from bench.serving import ROOT, Server, ServerFailed, python
+from bench.scenarios import Options, reload_streams, scenario
+from bench.serving import ROOT, ServerFailed, python
 from bench.triton_publisher import TritonPublisher
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
 REPLICAS = 2
 # Well below what two replicas on two cores can do: the load must not be what is measured.
 RATE = 200.0
@@ -73,30 +71,39 @@ def run(options: Options) -> Record:
     publishes = 10 if options.quick else 100
     every_s = 1.0 if options.quick else 1.5
     layers = 4 if options.quick else 8
-    run_folder = options.folder / "run"
-    Publisher(run_folder, layers, options.seed).publish()
-    server = _launch(options.folder)
-    with server:
-        clients, admin = penstock_listens(server)
-        server.wait_ready(f"{clients}/readyz")
-        server.wait("both replicas", lambda: _all_ready(admin))
-        publisher = [str(run_folder), str(layers), str(options.seed), str(publishes), str(every_s)]
-        quiet_s = 4.0 if options.quick else 20.0
-        with options.console.status(f"{publishes} versions ..."):
-            found = asyncio.run(_measure(clients, admin, publisher, quiet_s))
-        pauses = [float(text) for text in re.findall(r'"pause_us":([0-9.]+)', server.log)]
+    quiet_s = 4.0 if options.quick else 20.0
+    with (
+        following(
+            options.folder / "reload", str(layers), options.seed, replicas=REPLICAS
+        ) as served,
+        options.console.status(f"{publishes} versions ..."),
+    ):
+        found = asyncio.run(_measure(served, publishes, every_s, quiet_s))
+        pauses = [float(text) for text in re.findall(r'"pause_us":([0-9.]+)', served.log)]
+    spoken = publishes // 2 if options.quick else publishes
+    with options.console.status(f"streams, {spoken} versions ..."):
+        quiet, moved = reload_streams.measure(
+            options.folder / "streams",
+            options.seed,
+            publishes=spoken,
+            every_s=every_s,
+            quiet_s=quiet_s,
+        )
     before, during = found["before"].figures(), found["during"].figures()
     rivals, rival_detail = _beside(options, layers, publishes, every_s, quiet_s)
     copy_us = _copy_us(layers)
     options.console.print(_table({"before": before, "during": during}))
+    streams = {"before": quiet.figures(), "during": moved.figures()}
+    options.console.print(_table({f"streams {name}": told for name, told in streams.items()}))
     pause = max(pauses[REPLICAS:], default=None)
     memory: list[float] = found["replica_mb"]
     ratio = during["p99_ms"] / before["p99_ms"]
     goals = [
-        Goal.most("failed requests", before["failed"] + during["failed"], 0, ""),
-        Goal.most("answers of two versions", during["mixed"] + during["misnamed"], 0, ""),
+        Goal.most("failed requests", _sum("failed", before, during), 0, ""),
+        Goal.most("answers of two versions", _sum("mixed", during) + during["misnamed"], 0, ""),
         Goal.most("p99 during against before", ratio, 1.5, "×"),
         Goal.least("versions that were served", found["served"], publishes // 2, ""),
+        *_stream_goals(streams, len(quiet.versions | moved.versions), spoken),
         Goal.most("memory, last against second quarter", _growth(memory), 1.1, "×"),
     ]
     if pause is not None:
@@ -123,6 +130,8 @@ def run(options: Options) -> Record:
             "copy_us": copy_us,
             "replica_mb": memory,
             "timeline": found["timeline"],
+            "streams": streams | {"versions": len(quiet.versions | moved.versions)},
+            "streams_errors": sorted(set(quiet.failed + moved.failed))[:5],
             "errors": sorted(set(found["before"].failed + found["during"].failed))[:5],
         },
     )
@@ -173,7 +182,10 @@ async def _measure_triton(url: str, publisher: Sequence[str], quiet_s: float) ->
 
 async def _publish_triton(publisher: Sequence[str]) -> None:
     process = await asyncio.create_subprocess_exec(
-        *python("-m", "bench.triton_publisher", *publisher), cwd=ROOT, stdout=subprocess.DEVNULL
+        *STEP_BACK,
+        *python("-m", "bench.triton_publisher", *publisher),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
     )
     if await process.wait():
         raise RuntimeError(f"Triton's publisher ended with status {process.returncode}")
@@ -190,23 +202,8 @@ def _copy_us(layers: int) -> float:
     return min(times) * 1e6
 
 
-def _launch(folder: Path) -> Server:
-    replica = folder / "reload.replica.toml"
-    replica.write_text(
-        f'model = "reload"\nrun = "{folder / "run"}"\nchannel = "stable"\ncode = "{MODELS}"\n'
-        'device = "cpu"\nthreads = 1\npoll_s = 0.05\nprobation_s = 0.2\n'
-    )
-    config = folder / "serve.toml"
-    config.write_text(
-        '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
-        '[[models]]\nname = "reload"\n[[models.replicas]]\nname = "reload"\n'
-        f'count = {REPLICAS}\nspawn = "{replica}"\n'
-    )
-    return Server("penstock", python("-m", "gateway", "serve", config), log=folder / "gateway.log")
-
-
 async def _measure(
-    clients: str, admin: str, publisher: Sequence[str], quiet_s: float
+    served: Following, publishes: int, every_s: float, quiet_s: float
 ) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(total=30)
     connector = aiohttp.TCPConnector(limit=0)
@@ -214,11 +211,16 @@ async def _measure(
     published: list[float] = []
     seen: set[str] = set()
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        url = f"{clients}/v2/models/reload/infer"
+        url, loop = f"{served.clients}/v2/models/{served.model}/infer", asyncio.get_running_loop()
         await _load(session, url, asyncio.create_task(asyncio.sleep(1.0)), set())  # warm-up
         before = await _load(session, url, asyncio.create_task(asyncio.sleep(quiet_s)), seen)
-        began = asyncio.get_running_loop().time()
-        publishing = asyncio.create_task(_publish_all(admin, publisher, memory, published))
+
+        def note(version: str) -> None:
+            published.append(loop.time())
+            memory.append(served.megabytes())
+
+        began = loop.time()
+        publishing = asyncio.create_task(served.publish(publishes, every_s, note))
         during = await _load(session, url, publishing, seen)
     timeline = {"bins": _bins(during, began), "published": [at - began for at in published]}
     found = {"before": before, "during": during, "replica_mb": memory, "served": len(seen)}
@@ -237,32 +239,6 @@ def _bins(phase: Phase, began: float) -> list[tuple[float, float, float]]:
         )
         for place in np.unique(places)
     ]
-
-
-async def _publish_all(
-    admin: str, publisher: Sequence[str], memory: list[float], published: list[float]
-) -> None:
-    """Notes when each was published. Returns when every replica serves the last version."""
-    process = await asyncio.create_subprocess_exec(
-        *python("-m", "bench.publisher", *publisher), cwd=ROOT, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    version = ""
-    try:
-        async for line in process.stdout:
-            version = line.decode().strip()
-            published.append(asyncio.get_running_loop().time())
-            memory.append(await asyncio.to_thread(_replica_mb, admin))
-        if await process.wait():
-            raise RuntimeError(f"the publisher ended with status {process.returncode}")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    async with asyncio.timeout(30):
-        # Across processes there is no event to wait on.
-        while await asyncio.to_thread(_serving, admin) != {version}:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
 
 async def _load(
@@ -310,27 +286,19 @@ def _told(reply: aiohttp.ClientResponse, data: bytes) -> tuple[str, float, float
     return version, first, last
 
 
-def _status(admin: str) -> list[dict[str, Any]]:
-    with urlopen(f"{admin}/status", timeout=5) as reply:
-        replicas: list[dict[str, Any]] = json.load(reply)["models"][0]["replicas"]
-    return replicas
+def _stream_goals(streams: dict[str, dict[str, float]], served: int, publishes: int) -> list[Goal]:
+    before, during = streams["before"], streams["during"]
+    ratio = during["gap_p99_ms"] / before["gap_p99_ms"]
+    return [
+        Goal.most("failed streams", _sum("failed", before, during), 0, ""),
+        Goal.most("streams of two versions", _sum("mixed", during) + during["misnamed"], 0, ""),
+        Goal.most("p99 of gaps during against before", ratio, 1.5, "×"),
+        Goal.least("versions that were streamed", served, publishes // 2, ""),
+    ]
 
 
-def _serving(admin: str) -> set[str]:
-    return {replica["version"] for replica in _status(admin)}
-
-
-def _all_ready(admin: str) -> bool:
-    return all(replica["state"] == "ready" for replica in _status(admin))
-
-
-def _replica_mb(admin: str) -> float:
-    """Resident memory of all replicas."""
-    total = 0.0
-    for replica in _status(admin):
-        text = Path(f"/proc/{replica['pid']}/status").read_text()
-        total += int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) / 1024
-    return total
+def _sum(name: str, *phases: dict[str, float]) -> float:
+    return sum(phase[name] for phase in phases)
 
 
 def _growth(memory: Sequence[float]) -> float:
