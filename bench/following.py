@@ -10,18 +10,21 @@ import asyncio
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from bench.contenders import penstock_listens
-from bench.publisher import STEP_BACK, TEXT, Publisher, kind_of
+from bench.publisher import ASKED, STEP_BACK, TEXT, Publisher, kind_of
 from bench.serving import ROOT, Server, python
 
 MODELS = Path(__file__).resolve().parent / "models"
-PATIENCE_S = 30.0
+LOOK_S = 0.02
+PATIENCE_S = 60.0
+# Versions that are asked for one by one end with who asks.
+MOST = 1_000_000
 
 
 class Following:
@@ -30,7 +33,7 @@ class Following:
     def __init__(self, folder: Path, what: str, seed: int, server: Server) -> None:
         self._run, self._what, self._seed, self._server = folder / "run", what, seed, server
         self.clients, self._admin = penstock_listens(server)
-        self.model = folder.name
+        self.model, self.text = folder.name, what == TEXT
         server.wait_ready(f"{self.clients}/readyz")
         server.wait("all replicas", lambda: all(r["state"] == "ready" for r in self.replicas()))
 
@@ -55,32 +58,56 @@ class Following:
         self, count: int, every_s: float, published: Callable[[str], None] = lambda _: None
     ) -> None:
         """Calls `published` with each version. Returns when every replica serves the last one."""
-        arguments = (str(self._run), self._what, str(self._seed), str(count), str(every_s))
-        process = await asyncio.create_subprocess_exec(
-            *STEP_BACK,
-            *python("-m", "bench.publisher", *arguments),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout is not None
         version = ""
-        try:
+        async with self._publisher(str(count), str(every_s), before=STEP_BACK) as process:
+            assert process.stdout is not None
             async for line in process.stdout:
                 version = line.decode().strip()
                 published(version)
+        await self.until_served(version)
+
+    @asynccontextmanager
+    async def publishing(self) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+        """Publishes one version at each call, and gives its name; at the usual priority."""
+        async with self._publisher(str(MOST), ASKED, before=()) as process:
+            into, out = process.stdin, process.stdout
+            assert into is not None and out is not None
+
+            async def one() -> str:
+                into.write(b"\n")
+                await into.drain()
+                return (await out.readline()).decode().strip()
+
+            yield one
+            into.close()
+
+    @asynccontextmanager
+    async def _publisher(
+        self, count: str, every_s: str, *, before: Sequence[str]
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Leaving waits for its end. Raises RuntimeError."""
+        arguments = (str(self._run), self._what, str(self._seed), count, every_s)
+        process = await asyncio.create_subprocess_exec(
+            *before,
+            *python("-m", "bench.publisher", *arguments),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            yield process
             if await process.wait():
                 raise RuntimeError(f"the publisher ended with status {process.returncode}")
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        await self.until_served(version)
 
     async def until_served(self, version: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
             # Across processes there is no event to wait on.
             while not await asyncio.to_thread(self._all_serve, version):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(LOOK_S)
 
     def _all_serve(self, version: str) -> bool:
         return {replica["version"] for replica in self.replicas()} == {version}

@@ -1,6 +1,7 @@
 """Publishes versions of the reload scenarios' models, one after another, in a process of its own.
 
-`python -m bench.publisher RUN WHAT SEED COUNT EVERY_S` prints each version once it is published.
+`python -m bench.publisher RUN WHAT SEED COUNT EVERY_S` prints each version once it is published;
+with EVERY_S `asked`, it publishes one for each line that it reads.
 WHAT is a number, of the layers of `bench.models.reload`, or `text`, for `bench.models.speaker`.
 Start it behind `STEP_BACK`: a trainer is on other machines, and its work is not what is measured.
 """
@@ -21,6 +22,7 @@ from bench.models import speaker
 from bench.models.reload import Stamped
 
 TEXT = "text"
+ASKED = "asked"
 KEEP = 3
 # Run when nobody else would, even where the benchmark was started at real-time priority.
 STEP_BACK = ("chrt", "--other", "0", "nice", "-n", "10")
@@ -116,8 +118,11 @@ def main(root: str, what: str, seed: str, count: str, every_s: str) -> None:
     publisher = Publisher(Path(root), kind_of(what, int(seed)))
     for _ in range(int(count)):
         began = time.monotonic()
+        if every_s == ASKED and not sys.stdin.readline():
+            break
         print(publisher.publish(), flush=True)
-        time.sleep(max(0.0, float(every_s) - (time.monotonic() - began)))
+        if every_s != ASKED:
+            time.sleep(max(0.0, float(every_s) - (time.monotonic() - began)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ MODULES = {
     "device": "bench.scenarios.device",
     "idle": "bench.scenarios.idle",
     "reload": "bench.scenarios.reload",
+    "reload-memory": "bench.scenarios.reload_memory",
     "loop": "bench.scenarios.loop",
     "hot-path": "bench.scenarios.hot_path",
     "relay": "bench.scenarios.relay",
