@@ -17,7 +17,8 @@ from gateway.relay.pool import ConnectionPool, PoolExhausted
 async def ask_health(pool: ConnectionPool, endpoint: Endpoint, path: str | None) -> str | None:
     """None when it is well, else what is wrong. Raises OSError and TimeoutError of connecting."""
     try:
-        connection = await pool.connect()
+        # Closed below, whatever else: a request that got it in between would never be answered.
+        connection = await pool.connect(once=True)
     except PoolExhausted:
         return None  # all its connections are at work: it is there
     try:

@@ -76,18 +76,20 @@ class ConnectionPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def connect(self) -> UpstreamConnection:
-        """A new connection. Raises OSError or TimeoutError (the upstream), PoolExhausted (ours)."""
+    async def connect(self, *, once: bool = False) -> UpstreamConnection:
+        """A new connection. `once`: its one exchange is its caller's; nobody gets it after that.
+        Raises OSError or TimeoutError (the upstream), PoolExhausted (ours)."""
         if self._closed:
             raise ConnectionError("this upstream is no longer used")
         if len(self._all) + self._opening >= self._limit:
             raise PoolExhausted(f"{self._limit} connections to {self._endpoint} are busy")
         self._opening += 1
+        on_idle = UpstreamConnection.close if once else self.put_back
         try:
             async with asyncio.timeout(self._connect_s):
                 connection = await self._endpoint.connect(
                     self._loop,
-                    lambda: UpstreamConnection(self.put_back, self._lost, self._memo, self._outbox),
+                    lambda: UpstreamConnection(on_idle, self._lost, self._memo, self._outbox),
                 )
         finally:
             self._opening -= 1

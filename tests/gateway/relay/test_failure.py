@@ -6,6 +6,9 @@ import asyncio
 
 import pytest
 
+from gateway.relay.endpoint import Endpoint
+from gateway.relay.health import ask_health
+from gateway.relay.pool import ConnectionPool
 from tests.gateway.relay.fakes import Upstream, relaying, until
 
 
@@ -253,3 +256,22 @@ async def test_a_client_that_leaves_while_it_waits_in_the_queue_leaves_it():
         client.transport.abort()
         await until(lambda: gateway.counters()["cancelled"] == 1)
         await until(lambda: gateway.pool.status()["waiting"] == 0)
+
+
+async def test_a_look_at_health_leaves_its_connection_to_nobody():
+    """It is closed when the look is over: a request that had taken it would never be answered."""
+    upstream = Upstream("a")
+    await upstream.start()
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint.parse(f"http://127.0.0.1:{upstream.port}")
+    pool = ConnectionPool(endpoint, loop)
+    look = loop.create_task(ask_health(pool, endpoint, "/health"))
+    try:
+        while not look.done():
+            assert pool.take() is None
+            await asyncio.sleep(0)
+        assert look.result() is None and [call.target for call in upstream.calls] == ["/health"]
+        await until(lambda: not pool.open)
+    finally:
+        await pool.close()
+        await upstream.stop()
