@@ -165,8 +165,13 @@ class ModelConfig:
                 yield "generation", "only for native replicas; [models.relay] has the like"
         elif self.relay != RelayConfig():
             yield "relay", "only models with http replicas are relayed"
-        if self.routing == "prefix" and self.kind != "llm":
-            yield "routing", 'prefixes are of prompts: only for models of kind = "llm"'
+        prompted = self.relay.api == "openai" if self.http else self.kind == "llm"
+        if self.routing == "prefix" and not prompted:
+            yield (
+                "routing",
+                'prefixes are of prompts: only for models of kind = "llm", and for http replicas '
+                'with relay.api = "openai"',
+            )
         if self.kind == "llm":
             for key in (
                 "slo_ms",

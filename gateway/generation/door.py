@@ -18,10 +18,10 @@ from gateway.errors import BadRequest, GatewayError, NotFound, Unsupported
 from gateway.generation.call import LiveCall
 from gateway.generation.pool import CallPool
 from gateway.generation.reply import Backlog, HttpReply
-from gateway.generation.terms import FIELDS, Head, prompt_of, read_head, read_wants
+from gateway.generation.terms import FIELDS, Head, read_head, read_wants
 from gateway.lane import Exchange, field
 from gateway.oip.versions import find
-from gateway.policy.prefix import prefix_blocks
+from gateway.policy.prefix import prefix_blocks, prompt_of
 from gateway.policy.routing import RoutingKey
 from gateway.policy.session import SessionSources
 from gateway.policy.tokens import Estimate

@@ -18,9 +18,6 @@ SILENCE = b"x-stainless-read-timeout"
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 # Beside those that name a session.
 FIELDS = frozenset({"model", "stream", "n", "best_of", "timeout", "parameters", *_LIMITS})
-# Where the prompt begins, in bodies of each form: what comes before it may differ from call to
-# call though the prompt is the same.
-_PROMPTS = (b'"messages"', b'"prompt"', b'"input"', b'"text_input"')
 _MOST_TOKENS, _MOST_CHOICES = 10_000_000, 1024
 
 
@@ -66,9 +63,3 @@ def read_wants(fields: Mapping[str, Any]) -> Wants:
     timeout: Any = fields.get("timeout")
     known = type(timeout) in (int, float) and isfinite(timeout) and timeout > 0
     return Wants(fields.get("stream") is True, limit, choices, timeout if known else inf)
-
-
-def prompt_of(body: bytes) -> memoryview:
-    """The body from its prompt on, as far as a search can tell."""
-    starts = [at for name in _PROMPTS if (at := body.find(name)) >= 0]
-    return memoryview(body)[min(starts, default=0) :]

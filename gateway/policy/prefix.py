@@ -28,9 +28,18 @@ def _boundaries() -> tuple[int, ...]:
 
 
 BOUNDARIES = _boundaries()
+# Where the prompt begins, in bodies of each form: what comes before it may differ from call to
+# call though the prompt is the same.
+_PROMPTS = (b'"messages"', b'"prompt"', b'"input"', b'"text_input"')
 _COLD = 4  # blocks whose hash places a prompt that nobody has seen: its first KiB
 _NOBODY = (0, -1)  # number and generation of a replica that nothing was sent to
 _HOLDERS = 4  # replicas remembered per prefix; a hotter one is everywhere anyhow
+
+
+def prompt_of(body: bytes) -> memoryview:
+    """A JSON body from its prompt on, as far as a search can tell."""
+    starts = [at for name in _PROMPTS if (at := body.find(name)) >= 0]
+    return memoryview(body)[min(starts, default=0) :]
 
 
 def prefix_blocks(prompt: bytes | bytearray | memoryview) -> tuple[int, ...]:

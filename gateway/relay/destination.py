@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
 from gateway.lane import Exchange, field
+from gateway.policy.prefix import prefix_blocks, prompt_of
 from gateway.policy.session import SessionSources
 from gateway.relay.asked import Asked
 from gateway.relay.reply import refuse
@@ -65,6 +66,7 @@ class Destination:
         self.replay = relay.replay
         self.timeout_s = timeout_s or pool.config.timeout_ms / 1e3
         self.public = public
+        self._by_prefix = pool.config.routing == "prefix"
         self._strip, self._key = strip, _key(relay.key_env)
         self._asked: dict[object, Asked] = {}  # by the lane's heads
 
@@ -115,6 +117,8 @@ class Destination:
         if fields and not self.fields.isdisjoint(fields):
             session = self.sessions.key(exchange.header, exchange.query, fields)
         transit = Transit(self, exchange, asked, session, body, complete=complete)
+        if self._by_prefix and body:
+            transit.key = transit.key._replace(prefix=prefix_blocks(prompt_of(body)))
         transit.meter = meter
         transit.begin()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
-from tests.gateway.relay.fakes import Upstream, relaying, until
+from gateway.config import ConfigError, parse
+from tests.gateway.relay.fakes import Upstream, relaying, replica, until
 
 
 def three():
@@ -100,3 +102,44 @@ async def test_a_route_may_have_sources_of_its_own():
                 reply = await gateway.ask(f"/{turn}?room={room}")
                 rooms.setdefault(room, set()).add(reply.body)
         assert all(len(home) == 1 for home in rooms.values())
+
+
+async def test_a_conversation_goes_where_its_beginning_was_sent():
+    """vLLM and the like keep what they have computed of a prompt; no client says anything."""
+
+    def chat(*said: str) -> bytes:
+        messages = [{"role": "user", "content": text} for text in said]
+        return orjson.dumps({"model": "m", "temperature": 0, "messages": messages})
+
+    upstreams = three()
+    async with relaying(
+        *upstreams, relay='api = "openai"', model='routing = "prefix"', routes=""
+    ) as gateway:
+
+        async def ask(body: bytes) -> bytes:
+            reply = await gateway.ask("/v1/chat/completions", method="POST", body=body)
+            assert reply.status == 200
+            return reply.body
+
+        homes = set()
+        for talk in range(12):
+            said = [f"{talk} is the number of this talk. " * 40]
+            home = await ask(chat(*said))
+            homes.add(home)
+            for turn in range(4):
+                said.append(f"and then, in turn {turn}? " * 10)
+                assert await ask(chat(*said)) == home
+        assert homes == {b"a", b"b", b"c"}
+        # A client that names its session is taken at its word, and short prompts go anywhere.
+        named = orjson.dumps({"model": "m", "user": "u", "prompt": "x" * 3000})
+        assert len({await ask(named) for _ in range(4)}) == 1
+        assert len({await ask(orjson.dumps({"prompt": "hi"})) for _ in range(40)}) > 1
+        # A prompt too long to be sent twice is passed on as it comes, and is found as well.
+        long = orjson.dumps({"model": "m", "prompt": "y" * 600_000})
+        assert len({await ask(long) for _ in range(4)}) == 1
+
+
+def test_prefixes_are_of_prompts(tmp_path):
+    text = '[[models]]\nname = "m"\nrouting = "prefix"\n[models.relay]\napi = "web"\n'
+    with pytest.raises(ConfigError, match=r"http replicas with relay\.api = \"openai\""):
+        parse(text + replica("a", 1), tmp_path / "serve.toml", {})
