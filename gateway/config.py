@@ -89,7 +89,8 @@ class ModelConfig:
     hedge: float | None = option(
         Number(above=0.0, most=0.5),
         "this share of the requests, at most, is sent to a second replica as well when the first "
-        "takes longer than nearly all have; for requests that may be done twice; left out, none",
+        "takes longer than nearly all have; for requests that may be done twice, never for what is "
+        "generated; left out, none",
         default=None,
     )
     adaptive_limit: float | None = option(

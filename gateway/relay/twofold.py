@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from gateway.relay.destination import Destination
     from gateway.relay.transit import Transit
 
+# What models are asked for that generates nothing, by the last part of its path: dear enough to
+# wait for, cheap enough to do twice.
+SHORT = frozenset(
+    {"embeddings", "rerank", "score", "classify", "pooling", "moderations", "tokenize"}
+)
+
 
 class Twofold(Sending):
     __slots__ = ("_arm", "_hedge", "lease", "permit")
@@ -50,10 +56,12 @@ class Twofold(Sending):
 
     def plan_hedge(self, hedging: Hedging, now: float) -> None:
         delay = hedging.delay(now)
-        once = self.asked.idempotent and self._complete and not self.asked.upgrade
-        # SDKs say of every generation that it is idempotent; it is dear all the same.
-        dear = self.pool.repeats and self._length != NO_BODY
-        if once and not dear and delay is not None:
+        if self.pool.repeats and self._length != NO_BODY:
+            # SDKs say of every generation that it is idempotent; it is dear all the same.
+            fit = self.exchange.path.rpartition("/")[2] in SHORT
+        else:
+            fit = self.asked.idempotent
+        if fit and self._complete and not self.asked.upgrade and delay is not None:
             self._hedge = self.pool.loop.call_later(delay, self._start_arm)
 
     def _start_arm(self) -> None:

@@ -124,6 +124,25 @@ async def test_what_must_not_be_done_twice_is_not(model, more):
         await until(lambda: relay.counters()["live"] == 0)
 
 
+@pytest.mark.parametrize(("path", "twice"), [("embeddings", True), ("chat/completions", False)])
+async def test_of_models_only_what_generates_nothing_is_asked_for_twice(path, twice):
+    pair = Pair()
+    model = 'hedge = 0.5\nrouting = "wlc"'
+    async with relaying(*pair.ups, relay="", model=model, routes="") as relay:
+        asked = {"method": "POST", "body": b'{"model": "m"}', "fields": "idempotency-key: 1\r\n"}
+        for _ in range(60):
+            assert (await relay.ask(f"/v1/{path}", **asked)).status == 200
+        relay.pool.measures.hedged, before = 0, pair.calls()
+        pair.slow = {"a", "b"}
+        reply = await relay.ask(f"/v1/{path}", complete=False, **asked)
+        await until(lambda: pair.calls() == before + 1 + twice)
+        await asyncio.sleep(0.02)
+        assert relay.pool.measures.hedged == twice and pair.calls() == before + 1 + twice
+        pair.go.set()
+        await until(lambda: reply.complete)
+        assert reply.status == 200
+
+
 async def test_any_course_gives_everything_back():
     rng = random.Random(4)
     pair = Pair()
