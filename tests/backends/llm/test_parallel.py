@@ -73,6 +73,24 @@ def test_a_load_that_fails_on_any_rank_fails_with_its_reason(crew: Crew) -> None
     assert tokens(two) == tokens(one)
 
 
+def test_one_rank_that_votes_no_leaves_the_old_version_serving(crew: Crew) -> None:
+    listener = Listener()
+    engine = Engine(crew.load("3"), listener, pages=64, page_size=4)
+    engine.start()
+    engine.submit(generation("during", [1, 2], 40))
+    for voter in (0, 1):
+        with pytest.raises((ModelFailed, RuntimeError), match="no weights today"):
+            crew.load(f"fail on {voter}")
+    listener.wait(1)
+    engine.submit(generation("after", [1, 2], 40))
+    listener.wait(2)
+    assert engine.close()
+    alone, _ = run([generation("alone", [1, 2], 40)], make("3", 0, 1, None))
+    (expected,) = tokens(alone).values()
+    assert list(tokens(listener).values()) == [expected, expected]
+    assert not crew.lost
+
+
 def test_a_rank_that_is_lost_fails_steps_and_hangs_none(crew: Crew) -> None:
     """The last with this crew."""
     listener, crashes = Listener(), list[BaseException]()
