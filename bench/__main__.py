@@ -167,6 +167,9 @@ def _report(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where index.html and the pictures go (default runs/report)",
     )
+    parser.add_argument(
+        "--docs", action="store_true", help="make the tables of docs/benchmarks.md anew instead"
+    )
 
 
 def _rivals(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -42,6 +43,7 @@ def main(args: argparse.Namespace) -> int:
         )
         try:
             record = find(args.scenario).run(options)
+            record = replace(record, detail={"quick": args.quick, **record.detail})
         except NoSuchRival as error:
             print(f"bench run: {error}", file=sys.stderr)
             return 2

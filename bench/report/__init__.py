@@ -1,4 +1,5 @@
 """Records of scenarios as a page that needs nothing else, and as pictures.
 
-`plots` draws what a record holds, `page` puts it together. Nothing here measures.
+`figures` chooses what a record says, `plots` draws it, `page` and `documents` put it together.
+Nothing here measures.
 """

@@ -8,7 +8,12 @@ import re
 import pytest
 
 from bench.__main__ import main
-from bench.report.page import command, page
+from bench.cli.compare import read
+from bench.cli.report import DOCUMENT, RECORDS, SHOWN
+from bench.report.documents import BadDocument, filled, reasons
+from bench.report.figures import command, table
+from bench.report.page import Entry, Picture, page
+from bench.serving import ROOT
 
 
 def record(**changes):
@@ -40,21 +45,62 @@ def record(**changes):
     return {**found, **changes}
 
 
-def test_a_page_has_every_figure_its_ratio_and_what_is_missing():
-    text = page([(record(), {"bars": b"\x89PNG"})])
+def test_a_page_has_every_figure_and_what_is_missing_with_its_reason():
+    why = {"g": "the parse takes <half>"}
+    text = page([Entry(record(), {"bars": Picture(b"\x89PNG", b"\x89DARK")}, why)])
     for part in ("200 req/s", "2.00 ×", "0.50 ×", "not met", "commit abc", "bench run relay"):
         assert part in text
-    assert "unavailable: not &lt;installed&gt;" in text and "rate &lt;64&gt;" in text
-    assert "data:image/png;base64," in text
+    assert "unavailable: not &lt;installed&gt;" in text
+    assert "the parse takes &lt;half&gt;" in text
+    assert "data:image/png;base64," in text and "prefers-color-scheme: dark" in text
     assert not re.search(r'(src|href)="http', text)  # nothing is loaded
 
 
-def test_less_may_be_better_and_older_records_have_no_ratio():
-    less, old = record(), record()
-    less["detail"]["higher_is_better"] = False
-    assert '<td class="n">0.50 ×</td></tr><tr><td>nginx' in page([(less, {})])
-    del old["detail"]["higher_is_better"]
-    assert "2.00 ×" not in page([(old, {})])
+def test_a_table_has_ours_first_and_the_floor_last_with_what_each_cost():
+    found = record()
+    series = found["detail"]["repetitions"]["rate"]["values"]
+    found["detail"]["repetitions"]["rate"]["values"] = {"floor": [9.0], **series}
+    found["detail"]["cpu_us_per_request"] = {"penstock": 20.0}
+    made = table(found)
+    assert made.columns == ["rate, req/s", "CPU per request, µs"]
+    assert made.rows == [("Penstock", ["200", "20"]), ("envoy", ["100", ""]), ("floor", ["9", ""])]
+    assert made.absent == {"nginx": "unavailable: not <installed>"}
+    del found["detail"]["repetitions"]
+    assert table(found).rows[0] == ("Penstock", ["200", "20"])
+
+
+def test_blocks_of_a_document_are_made_anew_and_the_prose_stays():
+    text = "before\n<!-- record relay -->\nold\n<!-- end -->\nafter\n"
+    made = filled(text, {"relay": record()}, {"relay": {"g": "slow"}}, {"relay": ["p/x.png"]})
+    assert made.startswith("before\n") and made.endswith("after\n") and "old" not in made
+    for part in ("| **Penstock** | 200 |", "**not met**", "Not met, g: slow", "(p/x.png)"):
+        assert part in made
+    assert (
+        filled(made, {"relay": record()}, {"relay": {"g": "slow"}}, {"relay": ["p/x.png"]}) == made
+    )
+    with pytest.raises(BadDocument, match="'relay'"):
+        filled(text, {}, {}, {})
+
+
+def test_the_documents_tables_are_those_of_the_records():
+    records = {path.stem: read(path) for path in RECORDS.glob("*.json")}
+    pictures = {
+        name: [f"records/pictures/{name}-{plot}.png" for plot in SHOWN.get(name, ())]
+        for name in records
+    }
+    text = DOCUMENT.read_text()
+    assert filled(text, records, reasons(RECORDS), pictures) == text, (
+        "make them anew: python -m bench report --docs"
+    )
+    for path in (found for one in pictures.values() for found in one):
+        assert (ROOT / "docs" / path).stat().st_size < 100_000
+
+
+def test_every_reason_is_of_a_target_that_is_missed():
+    why = reasons(RECORDS)
+    for name, found in why.items():
+        goals = read(RECORDS / f"{name}.json")["detail"]["goals"]
+        assert set(found) <= {goal["what"] for goal in goals if not goal["met"]}, name
 
 
 def test_a_record_names_its_command():
@@ -73,11 +119,8 @@ def test_the_command_writes_a_page_and_pictures(tmp_path, capsys):
             {"cell": "c", "load": load, "mean_batch": 3.0, "goodput": {"penstock": 1.0}, "l3": 1.0}
             for load in (0.3, 0.9)
         ],
-        "roofline": {
-            "bandwidth_gb_s": 34.0,
-            "peak_gflop_s": 420.0,
-            "points": [{"name": "batch 8", "flop_per_byte": 8.0, "gflop_s": 200.0}],
-        },
+        "machine": {"bytes_s": 34e9, "flops": 420e9},
+        "cells": {"8 at once": {"penstock": {"bandwidth": 0.5, "flops": 0.2}}},
     }
     file.write_text(json.dumps(record(detail=detail)) + "\n")
     assert main(["report", str(file), "--out", str(tmp_path / "out")]) == 0
