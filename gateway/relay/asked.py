@@ -6,6 +6,7 @@ an `Asked` is a function of the head and its destination alone, so it may be rem
 
 from __future__ import annotations
 
+import re
 from math import inf
 
 from gateway.errors import BadRequest
@@ -26,6 +27,8 @@ _DEADLINES = (
 _SDK = b"x-stainless-"
 # Where clients put their key; OpenAI's and OIP's use the first, Azure's and Anthropic's the others.
 CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+# Segments that servers resolve, some of them in encoded forms too.
+_DOTS = re.compile(r"(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|%3b|$)", re.IGNORECASE)
 # Longer ones are no identifiers.
 MAX_ID = 256
 
@@ -59,6 +62,10 @@ class Asked:
         head = exchange.head
         fields = dict(reversed(head.headers))  # the first of equal names counts
         self._head, self._scheme = head, b"https" if exchange.tls else b"http"
+        if _DOTS.search(head.path):
+            raise BadRequest(
+                "the path has . or .. in it, which may lead past its route; send where it leads to"
+            )
         path = head.path[strip:]
         if not path.startswith("/") and path != "*":
             path = "/" + path
@@ -68,7 +75,9 @@ class Asked:
         self._starts: dict[tuple[bytes | None, bytes], bytes] = {}
         self.is_head = head.method == "HEAD"
         self.idempotent = head.method in _IDEMPOTENT or b"idempotency-key" in fields
-        self.upgrade = head.framing.upgrade
+        # To HTTP/2 in the clear: what came then would pass unseen, on paths of any route.
+        protocol = fields.get(b"upgrade", b"").lower()
+        self.upgrade = head.framing.upgrade and b"h2c" not in protocol and b"http/" not in protocol
         self.deadline_s = inf
         for name, unit in _DEADLINES:
             if name in fields and not (name.startswith(_SDK) and fields[name] == b"0"):

@@ -20,6 +20,8 @@ from gateway.relay.outbox import Outbox
 
 # A response head beyond this is not one that a client would accept either.
 MAX_HEAD = 64 * 1024
+# Interim answers (103 and the like) of one exchange; a client that reads slowly has them all kept.
+MAX_INTERIM = 64
 # Up to this size one copy is cheaper than one more write.
 JOIN_BYTES = 64 * 1024
 
@@ -63,6 +65,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_interim",
+        "_interims",
         "_keep_alive",
         "_memo",
         "_no_body",
@@ -104,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body_open = False  # a final head has been seen, its end has not
         self._request_open = False  # the request's own body is still being written
         self._interim = False
+        self._interims = 0  # of this exchange
         self._keep_alive = False
         self._tunnel = False
         self._untouched = True  # nothing of this exchange's answer has arrived
@@ -234,7 +238,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._tunnel = True
             self._sink.upstream_upgraded(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._fail(Broke.NONSENSE, str(error))
+            self._fail(Broke.NONSENSE, f"did not answer in HTTP: {error}")
         else:
             if sink is not self._sink:  # the answer is complete, or given up
                 if end > 3 and self._sink is None and self._keep_alive and not self._body_open:
@@ -282,7 +286,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if not self._body_open:  # else a trailer, which is never one of the head's fields
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -291,6 +296,10 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is None:
             return
         if self._interim:
+            self._interims += 1
+            if self._interims > MAX_INTERIM:
+                self._fail(Broke.NONSENSE, f"sent more than {MAX_INTERIM} interim answers")
+                return
             sink.upstream_interim(status, self._headers)
             return
         self._body_open = True
@@ -314,6 +323,7 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is None:
             return
         self._body_open, self._head_bytes, self._no_body = False, 0, False
+        self._interims = 0
         self.served += 1
         if fresh_parser:
             # The old one waits for a body that a HEAD's answer never has.

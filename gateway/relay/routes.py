@@ -5,12 +5,15 @@ Pure. Invariant: a route's path matches itself and what lies below it, never a l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
+from urllib.parse import unquote
 
 from gateway.config import RouteConfig
 
 T = TypeVar("T")
+_SLASHES = re.compile("/+")
 
 # What the gateway says itself, whatever routes cover it. A route to exactly that path wins.
 OWN = ("/v1", "/v2", "/ws", "/healthz", "/readyz", "/metrics", "/status.json")
@@ -34,6 +37,15 @@ class RouteTable(Generic[T]):
         return False
 
     def find(self, path: str, host: bytes | None) -> T | None:
+        """None, too, for a path that a server may take for one of another route."""
+        found = self._nearest(path, host)
+        if "%" in path or "//" in path:
+            plain = _SLASHES.sub("/", unquote(path))
+            if self._nearest(plain, host) is not found:
+                return None
+        return found
+
+    def _nearest(self, path: str, host: bytes | None) -> T | None:
         name = _host_name(host)
         for prefix in self._paths:
             if _below(path, prefix):
