@@ -112,6 +112,15 @@ def _refuse_source(loaded: Loaded, definition: Definition) -> None:
         raise loaded.error("checkpoint.keep_every", f"{fix}; set this to a number that divides it")
 
 
+def _refuse_vocabulary(session: Session) -> None:
+    """Where a model of tokens says how many it knows."""
+    known = getattr(getattr(session.definition.on_meta(), "config", None), "vocabulary", None)
+    needed = getattr(session.data.train, "vocabulary", None)
+    if isinstance(known, int) and needed is not None and needed > known:
+        fix = f"it knows {known} tokens, and the data has {needed}; set model.config.vocab_size"
+        raise session.loaded.error("model.config", f"{fix} to that, or more")
+
+
 def build_loop(
     session: Session, world: World, start: Start, stop: Stop, reporter: Reporter
 ) -> Loop:
@@ -123,6 +132,7 @@ def build_loop(
     longest = max(getattr(s, "longest", None) or 0 for s in (data.train, data.held_out))
     batches = TrainBatches(data.train, config.data, config.seed, rank, ranks)
     passes, definition = batches.split.passes, session.definition
+    _refuse_vocabulary(session)
     layout, line = dealt(config, definition, mesh, passes, world)
     parallel = parallelise(definition, inner, layout, config.compute, passes, longest or None)
     sync = choose_method(config.sync, mesh, parallel)

@@ -69,6 +69,12 @@ class RunBusy(TrainerError):
     code = "run_busy"
 
 
+class RunUnwritable(TrainerError):
+    """The run's folder cannot be made or written into."""
+
+    code, status = "run_unwritable", 2
+
+
 class RunUnreadable(TrainerError):
     """The file system does not give the run's bytes; whether they are whole is not known."""
 

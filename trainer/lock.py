@@ -14,15 +14,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.errors import RunBusy
+from trainer.errors import RunBusy, RunUnwritable
 
 
 class RunLock:
     """Held from construction until `release` or the end of the process."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(folder / "trainer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._fd = os.open(folder / "trainer.lock", flags, 0o644)
+        except OSError as error:
+            raise RunUnwritable(
+                f"run: nothing can be written into {folder}: {error.strerror}; name another with "
+                "run=FOLDER"
+            ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -23,6 +23,7 @@ from trainer.plan import plan, world_ranks
 from trainer.publish import Publisher
 from trainer.reporting import open_reporter, tell_speed
 from trainer.resume import Start, choose
+from trainer.speed import Speed, describe
 from trainer.state import check_lineage
 
 
@@ -180,8 +181,8 @@ def _conclude(session: Session, start: Start, ending: Ending, reporter: Reporter
     ]
     if ending.seconds:
         steps, samples = ending.step - start.step, ending.position - start.position
-        rate = samples / ending.seconds
-        lines.append(f"time       {steps} steps in {ending.seconds:.1f} s, {rate:,.0f} samples/s")
+        speed = describe(Speed(reporter.speed.tokens, None, None).rates(samples / ending.seconds))
+        lines.append(f"time       {steps} steps in {ending.seconds:.1f} s, {speed}")
     reporter.event(
         "end",
         "\n".join(lines),

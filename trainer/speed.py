@@ -41,9 +41,9 @@ class Speed:
     peak: float | None
 
     def rates(self, samples_per_s: float) -> dict[str, float]:
-        found = {"samples_per_s": round(samples_per_s, 1)}
+        found = {"samples_per_s": _short(samples_per_s)}
         if self.tokens is not None:
-            found["tokens_per_s"] = round(samples_per_s * self.tokens, 1)
+            found["tokens_per_s"] = _short(samples_per_s * self.tokens)
         if self.flops is not None and self.peak:
             found["mfu"] = round(samples_per_s * self.flops / self.peak, 4)
         return found
@@ -59,6 +59,11 @@ def describe(rates: Mapping[str, float]) -> str:
     if "memory_bytes" in rates:
         parts.append(f"{rates['memory_bytes'] / 2**30:.1f} GiB")
     return "  ".join(parts)
+
+
+def _short(rate: float) -> float:
+    """A tenth is enough, except of what is slow."""
+    return round(rate, 1) if rate >= 10 else float(f"{rate:.3g}")
 
 
 def memory(device: torch.device) -> int:

@@ -140,6 +140,19 @@ def test_ranks_share_one_cache_of_tokens(folder, tmp_path):
     assert "model/tokenizer.json" in Run(two).manifest(2).files
 
 
+def test_a_model_must_know_the_tokens_of_its_data(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("to be, or not to be; " * 40)
+    (tmp_path / "b.txt").write_text("that is the question. " * 40)
+    data = f'{{files=["{tmp_path}/*.txt"], length=16, held_out=0.5, cache="{tmp_path}/cache"}}'
+    config = folder / "narrow.toml"
+    config.write_text(DECODER.format(run=folder / "narrow"))
+    ranks = Ranks(
+        folder / "logs", [str(config), "data.class=trainer.data:Text", f"data.config={data}"]
+    )
+    assert ranks.wait() == [2]
+    assert "model.config: it knows 16 tokens, and the data has 257" in ranks.log()
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -13,7 +13,15 @@ from backends.checkpoint.mirror import newest_channel
 from backends.checkpoint.objects import Store
 from tests.trainer.ranks import journal, weight_hashes
 from tests.trainer.tiny import Points, Tiny
-from trainer.errors import BadPlugin, CommitFailed, ConfigError, Diverged, RunBusy, RunMismatch
+from trainer.errors import (
+    BadPlugin,
+    CommitFailed,
+    ConfigError,
+    Diverged,
+    RunBusy,
+    RunMismatch,
+    RunUnwritable,
+)
 from trainer.lock import RunLock
 from trainer.process import dry_run
 
@@ -174,6 +182,12 @@ def test_weights_that_are_no_numbers_are_never_committed(run, train_here):
 def test_retention_keeps_what_it_is_asked_to(run, train_here):
     assert train_here("checkpoint.keep=2", "checkpoint.keep_every=10", "checkpoint.every=4") == 0
     assert Run(run).steps() == [20, 28, 30]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunUnwritable, match="run: nothing can be written into .*file.*run=FOLDER"):
+        RunLock(tmp_path / "file")
 
 
 def test_a_run_in_use_is_refused(run, train_here):

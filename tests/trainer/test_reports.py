@@ -100,7 +100,7 @@ def test_rates_are_in_tokens_where_samples_are_sequences():
     rates = Speed(tokens=128, flops=1e9, peak=4e12).rates(1000.0)
     assert rates == {"samples_per_s": 1000.0, "tokens_per_s": 128_000.0, "mfu": 0.25}
     assert describe({**rates, "memory_bytes": 2**30}) == "128,000 tokens/s  MFU 25.0%  1.0 GiB"
-    assert describe(Speed(None, None, None).rates(0.25)) == "0.2 samples/s"
+    assert describe(Speed(None, None, None).rates(0.25)) == "0.25 samples/s"
 
 
 def test_arithmetic_is_counted_when_a_run_has_lasted_a_while(tmp_path):

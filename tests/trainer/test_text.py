@@ -109,6 +109,17 @@ def test_a_pattern_without_files_and_a_broken_line_are_named(texts):
     (texts / "more.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     with pytest.raises(BadPlugin, match=r"more.jsonl:2: lacks"):
         text(texts).files()
+    with pytest.raises(BadPlugin, match=r"data.config.files: expected patterns"):
+        Text(3, 8)  # type: ignore[arg-type]
+
+
+def test_lines_may_begin_with_the_mark_of_windows(texts, tmp_path):
+    marked = tmp_path / "marked"
+    marked.mkdir()
+    lines = "".join(f'{{"text": "☃ number {number}"}}\n' for number in range(8))
+    (marked / "ü.jsonl").write_text("\ufeff" + lines)
+    data = Text([str(marked / "*.jsonl")], 8, cache=str(tmp_path / "c"), held_out=0.5)
+    assert len(data.train()) + len(data.held_out()) > 4
 
 
 def test_too_little_text_is_refused(texts):

@@ -32,8 +32,8 @@ class Source(Protocol):
 
     It may have more: `weights(indices)`, what each sample counts in the mean of the loss (else all
     count the same); `tokens_per_sample`, for what people are shown; `longest`, how many tokens the
-    longest has where they differ; `fingerprint`, which changes with the content, so that a run
-    never goes on with other data.
+    longest has where they differ; `vocabulary`, how many tokens a model of it must know;
+    `fingerprint`, which changes with the content, so that a run never goes on with other data.
     """
 
     def __len__(self) -> int: ...

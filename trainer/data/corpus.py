@@ -7,6 +7,7 @@ not there; its name says which files, of which size and time, and which tokenize
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import shutil
@@ -57,6 +58,11 @@ class Corpus:
         self._progress = ""
         self._thread = threading.Thread(target=self._work, name="tokenise", daemon=True)
         self._thread.start()
+
+    @property
+    def own(self) -> bool:
+        """Whether the tokenizer is made of these texts."""
+        return self._tokenizer == "bytes" or BPE.fullmatch(self._tokenizer) is not None
 
     def streams(self) -> Streams:
         """Raises BadPlugin when the texts or the cache cannot be read or written."""
@@ -170,6 +176,8 @@ def jsonl(file: Path, read: Callable[[Any], Any]) -> Iterator[Any]:
     """
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # as editors on Windows write it
             if not line.strip():
                 continue
             try:
@@ -186,7 +194,8 @@ def matching(patterns: Sequence[str], what: str = "files") -> list[Path]:
     pattern that names none."""
     from glob import glob
 
-    if not patterns:
+    listed = isinstance(patterns, (list, tuple)) and all(isinstance(p, str) for p in patterns)
+    if not patterns or not listed:
         raise BadPlugin(f'data.config.{what}: expected patterns such as ["texts/**/*.txt"]')
     found: set[Path] = set()
     for pattern in patterns:

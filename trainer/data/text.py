@@ -78,6 +78,11 @@ class Packed:
     def fingerprint(self) -> str:
         return self._streams.fingerprint
 
+    @property
+    def vocabulary(self) -> int | None:
+        """None where a folder's tokenizer may have tokens that no text has."""
+        return self._streams.vocabulary if self._corpus.own else None
+
     def __len__(self) -> int:
         return len(self._tokens) // self._length
 
@@ -153,6 +158,10 @@ class Talks:
 
     def __len__(self) -> int:
         return len(self._talks)
+
+    @property
+    def vocabulary(self) -> int:
+        return 1 + max((int(talk.tokens.max()) for talk in self._talks), default=0)
 
     @property
     def longest(self) -> int:
