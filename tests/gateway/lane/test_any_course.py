@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.lane import Exchange, Limits
@@ -51,6 +51,7 @@ class Watched:
         self.open: list[Exchange] = []
         self.ended: list[tuple[str, Exchange]] = []
         self.body_ends: list[Exchange] = []
+        self.tunnel_ends: list[Exchange] = []
 
     def __call__(self, exchange: Exchange) -> None:
         self.open.append(exchange)
@@ -71,6 +72,8 @@ class Watched:
             self.close(exchange, "answered")
             exchange.respond(200, b"whole")
         elif deed == "101" and exchange.head.framing.upgrade and exchange.phase == 0:
+            # The request has ended; what ends now is the tunnel.
+            exchange.on_body_end = lambda: self.tunnel_ends.append(exchange)
             exchange.start(101)
         elif deed in ("start", "sized") and exchange.phase == 0:
             exchange.start(200, length=5 if deed == "sized" else None)
@@ -84,7 +87,11 @@ class Watched:
             exchange.abort()
 
 
+UPGRADE = request("GET", "/s", None, "connection: upgrade", "upgrade: y")
+
+
 @settings(max_examples=200)
+@example([("send", UPGRADE, 0), ("101", 1, 0), ("eof", 0, 0)], False)
 @given(st.lists(EVENTS, max_size=30), st.booleans())
 async def test_any_course_of_events(events, warm):
     gathers, streams, clock = Watched(streams=False), Watched(streams=True), Clock()
@@ -123,7 +130,8 @@ async def test_any_course_of_events(events, warm):
             assert transport.reading or in_flight or transport.waiting
     transport.close()
     assert not gathers.open and not streams.open and lane.gathered == 0
-    assert len(set(streams.body_ends)) == len(streams.body_ends)
+    for ends in (streams.body_ends, streams.tunnel_ends):
+        assert len(set(ends)) == len(ends)
     seen = [e for handler in (gathers, streams) for _, e in handler.ended]
     assert len(set(seen)) == len(seen) == lane.stats.requests
     # The lane has taken no harm.
