@@ -186,7 +186,7 @@ def test_retention_keeps_what_it_is_asked_to(run, train_here):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunUnwritable, match="run: nothing can be written into .*file.*run=FOLDER"):
+    with pytest.raises(RunUnwritable, match=r"run: nothing can be written into .*file.*run=FOLDER"):
         RunLock(tmp_path / "file")
 
 
