@@ -13,6 +13,7 @@ from typing import Any
 from backends.wire import DATATYPES
 from gateway.oip.parameters import PRIORITY_LEVELS
 from gateway.oip.routes import Route
+from gateway.oip.terms import MAX_ID, MAX_PRIORITY
 
 JSON, BINARY = "application/json", "application/octet-stream"
 EVENTS = "text/event-stream"
@@ -86,7 +87,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "output": _list(_ref("TensorConfig")),
             "dynamic_batching": {"type": "object"},
             "model_transaction_policy": _object({"decoupled": _FLAG}),
-        }
+        },
+        ["dynamic_batching"],  # models that take calls batch by themselves
     ),
     "Duration": _object({"count": _COUNT, "ns": _COUNT}),
     "Statistics": _object({"model_stats": _list(_ref("ModelStatistics"))}),
@@ -111,7 +113,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         }
     ),
     "IndexRequest": _options({"ready": _FLAG}),
-    "LoadRequest": _options({"parameters": {"type": "object"}}),
+    "LoadRequest": _options({"parameters": _options({})}),
+    "UnloadRequest": _options({"parameters": _options({"unload_dependents": _FLAG})}),
     "RepositoryIndex": _list(
         _object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})
     ),
@@ -208,6 +211,16 @@ _INFER_HEADERS = {
     "X-Timing": "1: the answer has a Server-Timing header",
     "Accept-Encoding": "gzip or deflate, alone: the answer comes compressed",
 }
+# What their values may be; text where nothing is said.
+_HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
+    "Inference-Header-Content-Length": _COUNT,
+    "X-Request-Id": {"type": "string", "maxLength": MAX_ID},
+    "X-Session-Id": {"type": "string", "maxLength": MAX_ID},
+    "X-Model-Version": {"type": "string", "maxLength": MAX_ID},
+    "X-Deadline-Ms": {"type": "number", "exclusiveMinimum": 0},
+    "X-Priority": {"type": "integer", "minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY},
+    "X-Timing": {"enum": [0, 1]},
+}
 _GENERATE_HEADERS = (
     "X-Request-Id", "X-Session-Id", "X-Model-Version", "X-Deadline-Ms", "X-Priority"
 )  # fmt: skip
@@ -238,16 +251,16 @@ def _operation(route: Route) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
         for name in re.findall(r"\{(\w+)\}", route.template)
     ]
-    if infer:
-        parameters += [
-            {"name": name, "in": "header", "description": text, "schema": _TEXT}
-            for name, text in _INFER_HEADERS.items()
-        ]
-    elif generate:
-        parameters += [
-            {"name": name, "in": "header", "description": _INFER_HEADERS[name], "schema": _TEXT}
-            for name in _GENERATE_HEADERS
-        ]
+    headers = tuple(_INFER_HEADERS) if infer else _GENERATE_HEADERS if generate else ()
+    parameters += [
+        {
+            "name": name,
+            "in": "header",
+            "description": _INFER_HEADERS[name],
+            "schema": _HEADER_SCHEMAS.get(name, _TEXT),
+        }
+        for name in headers
+    ]
     made: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,

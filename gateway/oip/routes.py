@@ -70,7 +70,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/repository/models/{model_name}/load", "model_load",
           "Reload the model and put it into service", "LoadRequest", "Empty"),
     Route("POST", "/v2/repository/models/{model_name}/unload", "model_unload",
-          "Take the model out of service; what runs is answered", "LoadRequest", "Empty"),
+          "Take the model out of service; what runs is answered", "UnloadRequest", "Empty"),
     *_both("POST", "/infer", "model_infer", "Inference", "InferRequest", "InferResponse"),
     *_both("GET", "/ready", "model_ready", "Whether the model can be asked",
            response="ModelReady"),

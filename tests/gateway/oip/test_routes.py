@@ -175,3 +175,39 @@ def test_what_the_surface_says_conforms_to_the_document():
             conforms(exchange.json(), schema)
             checked += 1
     assert checked >= 18
+
+
+@pytest.mark.parametrize("path", ["", "/ready", "/config", "/stats"])
+def test_what_it_says_of_a_language_model_conforms_too(path):
+    surface, told = served(FakeGenerative("m"))
+    exchange = FakeExchange("GET", f"/v2/models/m{path}")
+    surface.resolve("GET", exchange.path)(exchange)
+    operation = told["paths"]["/v2/models/{model_name}" + path]["get"]
+    conforms(
+        exchange.json(), operation["responses"]["200"]["content"]["application/json"]["schema"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "parameters", "status"),
+    [
+        ("load", {}, 200),
+        ("load", {"config": "{}"}, 400),
+        ("load", {"unload_dependents": True}, 400),
+        ("unload", {"unload_dependents": True}, 200),
+        ("unload", {"config": "{}"}, 400),
+    ],
+)
+def test_the_document_and_the_surface_refuse_the_same_parameters(verb, parameters, status):
+    surface, told = served(FakeSwitchable("m"))
+    asked = {"parameters": parameters}
+    exchange = FakeExchange("POST", f"/v2/repository/models/m/{verb}", orjson.dumps(asked))
+    surface.resolve("POST", exchange.path)(exchange)
+    assert exchange.status == status
+    operation = told["paths"]["/v2/repository/models/{model_name}/" + verb]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    if status == 200:
+        conforms(asked, schema)
+    else:
+        with pytest.raises(AssertionError):
+            conforms(asked, schema)
