@@ -21,7 +21,8 @@ from bench.publisher import ASKED, STEP_BACK, TEXT, Publisher, kind_of
 from bench.serving import ROOT, Server, python
 
 MODELS = Path(__file__).resolve().parent / "models"
-LOOK_S = 0.02
+# Replicas of a busy machine start slowly.
+LOOK_S, START_S = 0.02, 150.0
 PATIENCE_S = 60.0
 # Versions that are asked for one by one end with who asks.
 MOST = 1_000_000
@@ -34,8 +35,10 @@ class Following:
         self._run, self._what, self._seed, self._server = folder / "run", what, seed, server
         self.clients, self._admin = penstock_listens(server)
         self.model, self.text = folder.name, what == TEXT
-        server.wait_ready(f"{self.clients}/readyz")
-        server.wait("all replicas", lambda: all(r["state"] == "ready" for r in self.replicas()))
+        server.wait_ready(f"{self.clients}/readyz", START_S)
+        server.wait(
+            "all replicas", lambda: all(r["state"] == "ready" for r in self.replicas()), START_S
+        )
 
     @property
     def log(self) -> str:
