@@ -182,7 +182,7 @@ class HttpReplica:
     async def _look(self) -> None:
         endpoint = self._locate()
         if endpoint is None:
-            self._set("unreachable", "its address is not known yet")
+            self._away("its process has not been started yet")
             return
         if endpoint != self._endpoint:
             await self._move(endpoint)
@@ -199,7 +199,12 @@ class HttpReplica:
             return
         self._failures += 1
         if self._failures >= FALL or self.condition != "ready":
-            self._set("unreachable", wrong)
+            self._away(wrong)
+
+    def _away(self, why: str) -> None:
+        """A process of ours that has never answered is still coming."""
+        first = self.condition == "loading" and self._config.command is not None
+        self._set("loading" if first else "unreachable", f"starting: {why}" if first else why)
 
     async def _move(self, endpoint: Endpoint) -> None:
         """It listens elsewhere now."""
@@ -220,7 +225,7 @@ class HttpReplica:
         if before == condition:
             return
         log.info("replica=%s state=%s reason=%s", self.name, condition, why)
-        if condition == "ready" and before == "unreachable":
-            self.restarts += 1
+        if condition == "ready":
+            self.restarts += before == "unreachable"
             self.load.restart(self._loop.time())
         self._on_change()

@@ -13,6 +13,7 @@ import pytest
 from gateway import dns
 from gateway.config import ReplicaConfig, parse
 from gateway.http_address import address_of, command_for
+from gateway.http_fleet import HttpFleet
 from gateway.overview import overview
 from gateway.relay.endpoint import Endpoint
 from tests.gateway.relay.fakes import Upstream, relaying, replica, until
@@ -186,6 +187,31 @@ async def test_a_drained_replica_finishes_what_it_has():
         assert gateway.pool.replicas[0].ready
         gateway.fleet.set_weight("a", 3.0)
         assert gateway.pool.replicas[0].load.weight == 3.0
+
+
+async def test_a_process_that_has_not_answered_yet_is_loading_and_begins_slowly(tmp_path):
+    upstream = Upstream("a")
+    await upstream.start()
+    run = 'name = "own"\nkind = "http"\ncommand = ["x", "{port}"]\nhealth_s = 0.01\n'
+    text = f'[[models]]\nname = "m"\n[[models.replicas]]\n{run}'
+    fleet = HttpFleet(tmp_path, loop=asyncio.get_running_loop(), rng=random.Random(0))
+    try:
+        fleet.apply(parse(text, PATH, {}))
+        await fleet.met()
+        (pool,) = fleet.pools()
+        (own,) = pool.replicas
+        assert own.state == "loading" and "not been started" in pool.reason()
+        (tmp_path / "own.port").write_text(str(upstream.port))
+        await until(lambda: own.ready)
+        assert own.load.ramping and own.restarts == 0
+        await upstream.stop()
+        await until(lambda: own.state == "unreachable")
+        await upstream.start()
+        await until(lambda: own.ready)
+        assert own.restarts == 1
+    finally:
+        await fleet.close()
+        await upstream.stop()
 
 
 def test_a_spawned_replica_is_told_a_port_and_keeps_it(tmp_path):
