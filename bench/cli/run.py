@@ -13,9 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.models.device import BadCurve
 from bench.record import Record
 from bench.rivals import ALL, NoSuchRival
 from bench.scenarios import MODULES, Options, find
+from bench.series import MeasureFailed
+from bench.serving import ServerFailed
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,9 +47,15 @@ def main(args: argparse.Namespace) -> int:
         try:
             record = find(args.scenario).run(options)
             record = replace(record, detail={"quick": args.quick, **record.detail})
-        except NoSuchRival as error:
+        except (NoSuchRival, BadCurve) as error:
             print(f"bench run: {error}", file=sys.stderr)
             return 2
+        except (MeasureFailed, ServerFailed) as error:
+            print(f"bench run {args.scenario}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"bench run {args.scenario}: interrupted, nothing reported", file=sys.stderr)
+            return 128 + signal.SIGINT
     show(record, console)
     line = record.line()
     if args.json is not None:

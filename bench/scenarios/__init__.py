@@ -32,6 +32,7 @@ MODULES = {
     "sync": "bench.scenarios.sync",
     "many": "bench.scenarios.many",
     "llm": "bench.scenarios.llm",
+    "llm-gpu": "bench.scenarios.llm_gpu",
 }
 
 
