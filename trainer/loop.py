@@ -91,7 +91,9 @@ class Loop:
             stopped = step < steps and any(reading.stop for reading in readings)
             if commits or evaluates or stopped:
                 self._observe(self._parts.pulse.readings(all=True))
-                evaluation = self._evaluate(step)
+                self._parts.align()
+                # Who is told to stop may not have the time.
+                evaluation = self._evaluate(step) if commits or evaluates else {}
             if commits or stopped:
                 self._commits.begin(Moment(step, self._position(step), evaluation))
             self._commits.hear()
@@ -170,7 +172,6 @@ class Loop:
             self._parts.reporter.step(reading, position=position, lr=rate)
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        self._parts.align()
         average = self._parts.average
         with self._parts.sync.agreed(), average.shown() if average else nullcontext():
             evaluation = self._parts.evaluator.run()
