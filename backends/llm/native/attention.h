@@ -55,6 +55,11 @@ void write_kv(const Model& m, const Step& s, const Layer& layer, bf16* qkv, int6
 
 constexpr int TILE = 4, SPAN = 64;  // rows of a tile; tokens whose scores are taken at a time
 constexpr int MAX_D = 256;
+// Tokens of a part: each has a maximum and a sum of its own, and parts are merged in their order,
+// whoever computed them.
+constexpr int64_t PART = 4 * SPAN;
+
+inline int64_t parts_of(int64_t context) { return (context + PART - 1) / PART; }
 
 struct Partial {  // of one row over one part of its context
     float maximum, sum;
@@ -166,21 +171,23 @@ struct Item {  // some rows of one key head of one sequence
     int64_t sequence, head, row, rows;
 };
 
-// What the rows of an item saw in all parts of the context, together.
-void merge(const Partial* parts, int64_t splits, int64_t r, int64_t D, bf16* out) {
+// What a row of an item saw in all parts of the context, together. Empty parts change nothing.
+void merge(const Partial* parts, int64_t count, int64_t r, int64_t D, bf16* out) {
+    alignas(64) float total[MAX_D];
+    std::memset(total, 0, D * sizeof(float));
     float maximum = -INFINITY, sum = 0;
-    for (int64_t i = 0; i < splits; ++i) maximum = std::max(maximum, parts[i * TILE + r].maximum);
-    for (int64_t d = 0; d < D; d += 16) {
-        __m512 total = _mm512_setzero_ps();
-        sum = 0;
-        for (int64_t i = 0; i < splits; ++i) {
-            const Partial& p = parts[i * TILE + r];
-            const float share = p.maximum == -INFINITY ? 0.0f : std::exp(p.maximum - maximum);
-            total = _mm512_fmadd_ps(_mm512_loadu_ps(p.out + d), _mm512_set1_ps(share), total);
-            sum += p.sum * share;
-        }
-        store(out + d, _mm512_mul_ps(total, _mm512_set1_ps(1.0f / sum)));
+    for (int64_t i = 0; i < count; ++i) maximum = std::max(maximum, parts[i * TILE + r].maximum);
+    for (int64_t i = 0; i < count; ++i) {
+        const Partial& p = parts[i * TILE + r];
+        if (p.maximum == -INFINITY) continue;
+        const float share = std::exp(p.maximum - maximum);
+        sum += p.sum * share;
+        for (int64_t d = 0; d < D; d += 16)
+            _mm512_store_ps(total + d, _mm512_fmadd_ps(_mm512_loadu_ps(p.out + d), _mm512_set1_ps(share),
+                                                       _mm512_load_ps(total + d)));
     }
+    for (int64_t d = 0; d < D; d += 16)
+        store(out + d, _mm512_mul_ps(_mm512_load_ps(total + d), _mm512_set1_ps(1.0f / sum)));
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 // Owns the arithmetic of `backends.llm.network` for bfloat16 activations: weights in bfloat16 or
 // int8 with a scale per output, both packed for pairs of inputs; keys and values in pages that are
 // packed the same way, so that no dot product ends in a sum over lanes. Rounds to bfloat16 where the
-// Hugging Face models round. Allocates only scratch that grows with the step.
+// Hugging Face models round. Allocates only scratch that grows with the step. Invariant: a token's
+// numbers depend on its own sequence alone, to the bit: sums are taken in an order that neither the
+// rest of the step nor the number of threads changes.
 //
 // Letters: T tokens, S sequences, C width, I inputs, O outputs, H query heads, K key heads, G = H/K,
 // D head_dim, Z tokens of a page, R rows of a tile (a row is one query head of one token).
@@ -47,7 +49,7 @@ struct Scratch {
     std::vector<bf16> x, h, qkv, mixed, hidden, delta, rows, picked;
     std::vector<Item> items;
     std::vector<Partial> partials;
-    int64_t splits;
+    int64_t splits;  // parts of the longest context, where several threads share an item; else 0
     std::vector<int64_t> owner;  // token → sequence
 
     Scratch(const Model& m, const Step& s) {
@@ -66,14 +68,15 @@ struct Scratch {
                 for (int64_t row = 0; row < count; row += TILE)
                     items.push_back({q, k, row, std::min<int64_t>(TILE, count - row)});
         }
-        // Few long ones: several threads to a row.
-        splits = int64_t(items.size()) < 4 * s.threads ? std::clamp<int64_t>(longest / 256, 1, 8) : 1;
-        partials.resize(items.size() * splits * TILE);
+        const int64_t parts = parts_of(longest);
+        splits = int64_t(items.size()) < 4 * s.threads && parts > 1 ? parts : 0;
+        partials.resize((splits ? items.size() * splits : s.threads * parts) * TILE);
     }
 };
 
-void attend_part(const Model& m, const Step& s, Scratch& c, const bf16* keys, const bf16* values, int64_t which) {
-    const Item& item = c.items[which / c.splits];
+// Part `part` of the context of an item; empty where the item's rows see less. How many they are.
+int64_t attend_part(const Model& m, const Step& s, Scratch& c, const bf16* keys, const bf16* values,
+                    const Item& item, int64_t part, Partial* found) {
     const int64_t G = m.heads / m.kv_heads, D = m.head_dim, Z = s.page_size;
     const int64_t first = s.start[item.sequence], count = s.start[item.sequence + 1] - first;
     const int64_t context = s.context[item.sequence], E = (m.heads + 2 * m.kv_heads) * D;
@@ -85,23 +88,38 @@ void attend_part(const Model& m, const Step& s, Scratch& c, const bf16* keys, co
         limit[r] = context - count + token + 1;
         most = std::max(most, limit[r]);
     }
-    // Parts begin at whole spans; a part beyond what the rows see is empty.
-    const int64_t spans = (most + SPAN - 1) / SPAN;
-    const Range part = share(spans, int(which % c.splits), int(c.splits));
     const int64_t stride = m.kv_heads * Z * D, offset = item.head * Z * D;
     ATTEND[item.rows](query, limit, keys + offset, values + offset, s.table + item.sequence * s.table_width,
-                      part.first * SPAN, std::min(most, part.end * SPAN), D, Z, stride,
-                      1.0f / std::sqrt(float(D)), c.partials.data() + which * TILE);
+                      part * PART, std::min(most, (part + 1) * PART), D, Z, stride, 1.0f / std::sqrt(float(D)),
+                      found);
+    return parts_of(most);
 }
 
-void merge_part(const Model& m, const Step& s, Scratch& c, int64_t which) {
-    const Item& item = c.items[which];
+void merge_parts(const Model& m, const Step& s, Scratch& c, const Item& item, const Partial* found, int64_t parts) {
     const int64_t G = m.heads / m.kv_heads, D = m.head_dim, first = s.start[item.sequence];
     for (int64_t r = 0; r < item.rows; ++r) {
         const int64_t token = (item.row + r) / G, head = item.head * G + (item.row + r) % G;
-        merge(c.partials.data() + which * c.splits * TILE, c.splits, r, D,
-              c.mixed.data() + ((first + token) * m.heads + head) * D);
+        merge(found, parts, r, D, c.mixed.data() + ((first + token) * m.heads + head) * D);
     }
+}
+
+void attend_all(const Model& m, const Step& s, Scratch& c, const bf16* keys, const bf16* values, Barrier& barrier,
+                int who, int of) {
+    const int64_t count = int64_t(c.items.size()), splits = c.splits;
+    if (!splits) {
+        Partial* own = c.partials.data() + who * (int64_t(c.partials.size()) / of);
+        for (int64_t w = who; w < count; w += of) {
+            int64_t part = 0;
+            while (attend_part(m, s, c, keys, values, c.items[w], part, own + part * TILE) > part + 1) ++part;
+            merge_parts(m, s, c, c.items[w], own, part + 1);
+        }
+        return;
+    }
+    Partial* all = c.partials.data();
+    for (int64_t w = who; w < count * splits; w += of)
+        attend_part(m, s, c, keys, values, c.items[w / splits], w % splits, all + w * TILE);
+    barrier.wait();
+    for (int64_t w = who; w < count; w += of) merge_parts(m, s, c, c.items[w], all + w * splits * TILE, splits);
 }
 
 void run(const Model& m, const Step& s, Scratch& c, Barrier& barrier, int who, int of) {
@@ -124,15 +142,8 @@ void run(const Model& m, const Step& s, Scratch& c, Barrier& barrier, int who, i
         for (int64_t t = tokens.first; t < tokens.end; ++t)
             write_kv(m, s, layer, c.qkv.data() + t * E, t, t + 1 == s.start[c.owner[t] + 1], keys, values);
         barrier.wait();
-        for (int64_t w = who; w < int64_t(c.items.size()) * c.splits; w += of) {
-            attend_part(m, s, c, keys, values, w);
-            if (c.splits == 1) merge_part(m, s, c, w);
-        }
+        attend_all(m, s, c, keys, values, barrier, who, of);
         barrier.wait();
-        if (c.splits > 1) {
-            for (int64_t w = who; w < int64_t(c.items.size()); w += of) merge_part(m, s, c, w);
-            barrier.wait();
-        }
         linear(c.mixed.data(), T, m.heads * D, layer.output, C, c.delta.data(), room.data(), who, of);
         barrier.wait();
         for (int64_t t = tokens.first; t < tokens.end; ++t)

@@ -224,3 +224,33 @@ def test_it_is_compiled_once(
     for _ in range(2):
         assert load({"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}) is not None
     assert len(compiled) == 1 and compiled[0].is_file()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_else_is_in_a_step_and_how_it_is_cut_changes_no_bit(
+    library: Library, int8: bool
+) -> None:
+    model = decoder("llama-biased")
+    prompts = {
+        name: torch.randint(0, 101, (size,)).tolist()
+        for name, size in (("a", 700), ("b", 5), ("c", 300), ("d", 33))
+    }
+
+    def said(threads: int, *steps: dict[str, list[int]]) -> list[Tensor]:
+        network = NativeNetwork(model.config, library, int8=int8)
+        network.load_(model.state_dict())
+        pager, before = Pager(network, pages=80, page_size=16), torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return [pager.run(step)["a"] for step in steps if "a" in step]
+        finally:
+            torch.set_num_threads(before)
+
+    next = {"a": [7]}
+    whole, alone = said(2, {"a": prompts["a"]}, next)
+    rest = {name: [3] for name in "bcd"}
+    for threads in (1, 2, 3):
+        together = said(threads, prompts, next | rest)
+        assert torch.equal(together[0][-1:], whole[-1:]) and torch.equal(together[1], alone)
+        parts = said(threads, {"a": prompts["a"][:413]}, {"a": prompts["a"][413:]}, next)
+        assert torch.equal(parts[1][-1:], whole[-1:]) and torch.equal(parts[2], alone)
