@@ -131,6 +131,7 @@ class GraphedNetwork:
         self._graphs: dict[int, Replay] = {}
         self._cache: KVCache | None = None
         self._static: StaticStep | None = None
+        self._logits_LV: Tensor | None = None
         self.config, self.dtype, self.device = network.config, network.dtype, network.device
         self.layers, self.vocabulary = network.layers, network.vocabulary
         self.kv_heads, self.head_dim = network.kv_heads, network.head_dim
@@ -175,16 +176,19 @@ class GraphedNetwork:
         self._record = self._recorder(self.device)
         self._cache = cache
         pages = -(-self.max_context // cache.page_size)
-        self._static = StaticStep(self._sizes[-1], pages, self.device)
+        most = self._sizes[-1]
+        self._static = StaticStep(most, pages, self.device)
+        # One for all sizes: each graph would keep logits of its own, gigabytes together.
+        self._logits_LV = torch.empty(most, self.vocabulary, device=self.device)
 
     @torch.inference_mode()
     def _replay(self, size: int) -> Replay:
         found = self._graphs.get(size)
         if found is None:
             network, cache, static = self._network, self._cache, self._static
-            assert cache is not None and static is not None
-            step = static.first(size)
-            found = self._graphs[size] = self._record(lambda: network(step, cache))
+            assert cache is not None and static is not None and self._logits_LV is not None
+            step, into_LV = static.first(size), self._logits_LV[:size]
+            found = self._graphs[size] = self._record(lambda: network(step, cache, into_LV))
         return found
 
     # ----------------------------------------------------------------------------------- loading
@@ -198,5 +202,5 @@ class GraphedNetwork:
     def close(self) -> None:
         """Graphs go before the communicators that they use."""
         self._graphs.clear()
-        self._cache = self._static = None
+        self._cache = self._static = self._logits_LV = None
         self._network.close()

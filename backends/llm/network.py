@@ -135,10 +135,12 @@ class DecoderNetwork:
     # ----------------------------------------------------------------------------------- running
 
     @torch.inference_mode()
-    def __call__(self, step: Step, cache: KVCache) -> Tensor:
+    def __call__(self, step: Step, cache: KVCache, into_LV: Tensor | None = None) -> Tensor:
+        """The logits are in `into_LV` (float32), if that is given."""
         # A kernel is launched on the thread's current device, wherever its tensors are.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._run(step, cache)
+            logits_LV = self._run(step, cache)
+            return logits_LV.float() if into_LV is None else into_LV.copy_(logits_LV)
 
     def _run(self, step: Step, cache: KVCache) -> Tensor:
         plan, kernels = self._plan(step, cache), self._kernels
@@ -153,7 +155,7 @@ class DecoderNetwork:
         assert delta_TC is not None
         rows = step.logits_L
         _, h_LC = kernels.add_norm(x_TC[rows], delta_TC[rows], self._norm_C)
-        return self._whole(self._head(h_LC)).float()
+        return self._whole(self._head(h_LC))
 
     def _plan(self, step: Step, cache: KVCache) -> Plan:
         cos_TD, sin_TD = turns(step.positions_T, self._frequencies_F, self.config.rope)

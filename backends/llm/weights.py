@@ -8,7 +8,8 @@ is no decoder, and what reading raises.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -104,10 +105,25 @@ def _decoder(reading: Reading) -> DecoderConfig:
 
 
 def _filled(network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]) -> Network:
-    network.load_checkpoint_(
-        reading.folder,
-        reading.manifest,
-        bytes_per_second=reading.bytes_per_second,
-        cancelled=cancelled,
-    )
+    with _aside(network.device):
+        network.load_checkpoint_(
+            reading.folder,
+            reading.manifest,
+            bytes_per_second=reading.bytes_per_second,
+            cancelled=cancelled,
+        )
     return network
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """On a GPU, on a stream of its own: steps of what serves would stand behind every copy. Both
+    ways of it are waited for, the network's making before and the weights after."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

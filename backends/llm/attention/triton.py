@@ -16,8 +16,9 @@ from backends.llm.attention.kernels import Geometry, HeadNorms, Plan
 
 # tl.dot wants at least so many rows.
 MIN_ROWS = 16
-# Positions whose scores are taken at once, and rows of a prefill's tile: what fits the registers.
-POSITIONS, PREFILL_ROWS = 64, 128
+# Positions whose scores are taken at once, and rows of a prefill's tile: what fits the registers,
+# and the shared memory of small GPUs (99 KiB) with heads of so many bytes. Wider ones get less.
+POSITIONS, PREFILL_ROWS, HEAD_BYTES = 64, 128, 256
 GATE_BLOCK = 1024
 # Programs that keep a GPU busy, per multiprocessor; parts of a context that still pay for merging.
 PER_PROCESSOR, MAX_SPLITS = 4, 32
@@ -94,9 +95,14 @@ class TritonKernels:
         wanted = self._programs // max(1, sequences * self._geometry.kv_heads)
         return max(1, min(MAX_SPLITS, wanted))
 
+    def tile(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Positions and rows of a tile of that dtype."""
+        share = max(1, self._d2 * dtype.itemsize // HEAD_BYTES)
+        return max(MIN_ROWS, POSITIONS // share), max(MIN_ROWS, PREFILL_ROWS // share)
+
     def _decode(self, q_SHD: Tensor, out_SHD: Tensor, layer: int, plan: Plan) -> None:
         g, count = self._geometry, len(q_SHD)
-        splits = self.splits(count)
+        splits, (positions, _) = self.splits(count), self.tile(q_SHD.dtype)
         parts = q_SHD.new_empty(
             (count, g.heads, splits, g.head_dim) if splits > 1 else (1,), dtype=torch.float32
         )
@@ -122,7 +128,7 @@ class TritonKernels:
             D2=self._d2,
             Z=plan.cache.page_size,
             ROWS=max(MIN_ROWS, triton.next_power_of_2(self._group)),
-            BLOCK=POSITIONS,
+            BLOCK=positions,
             SPLITS=splits,
         )
         if splits > 1:
@@ -138,7 +144,8 @@ class TritonKernels:
 
     def _prefill(self, q_THD: Tensor, out_THD: Tensor, layer: int, plan: Plan) -> None:
         g, step = self._geometry, plan.step
-        tokens = max(1, PREFILL_ROWS // self._group)
+        positions, rows = self.tile(q_THD.dtype)
+        tokens = max(1, rows // self._group)
         sequences = len(step.contexts_S)
         triton_attention.prefill[(len(q_THD) // tokens + sequences, g.kv_heads)](
             q_THD,
@@ -158,6 +165,6 @@ class TritonKernels:
             Z=plan.cache.page_size,
             TOKENS=tokens,
             ROWS=max(MIN_ROWS, triton.next_power_of_2(tokens * self._group)),
-            BLOCK=POSITIONS,
-            num_warps=8,
+            BLOCK=positions,
+            num_warps=8 if rows == PREFILL_ROWS else 4,
         )

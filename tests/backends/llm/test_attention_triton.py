@@ -40,7 +40,7 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
         timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(done.stdout.splitlines()) == 10
+    assert len(done.stdout.splitlines()) == 11
 
 
 @pytest.mark.gpu

@@ -24,6 +24,8 @@ GEOMETRIES = {
     "alone": Geometry(3, 3, 16, 1e-5),
     "odd": Geometry(9, 3, 24, 1e-6),  # neither a power of two
     "one key head": Geometry(20, 1, 64, 1e-5),
+    "of seven": Geometry(7, 1, 80, 1e-5),
+    "wide": Geometry(4, 2, 128, 1e-5),
 }
 
 
@@ -66,7 +68,10 @@ def plan(g: Geometry, queries: list[int], contexts: list[int], dtype: torch.dtyp
     return Plan(made, cache, angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-@pytest.mark.parametrize(("name", "processors"), [("odd", 1), ("grouped", 5), ("one key head", 5)])
+@pytest.mark.parametrize(
+    ("name", "processors"),
+    [("odd", 1), ("grouped", 5), ("one key head", 5), ("of seven", 1), ("wide", 5)],
+)
 def test_decode(name: str, processors: int) -> None:
     torch.manual_seed(1)
     g = GEOMETRIES[name]
@@ -80,7 +85,7 @@ def test_decode(name: str, processors: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["odd", "one key head"])
+@pytest.mark.parametrize("name", ["odd", "one key head", "of seven", "wide"])
 @pytest.mark.parametrize(("queries", "contexts"), [([15], [15]), ([1, 47, 1], [40, 70, 1])])
 def test_prefill(name: str, queries: list[int], contexts: list[int]) -> None:
     torch.manual_seed(2)
