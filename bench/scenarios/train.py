@@ -87,7 +87,7 @@ def run(options: Options) -> Record:
 
 def _task(options: Options) -> Task:
     if options.quick:
-        size = {"layers": 2, "width": 128, "vocabulary": 1024, "length": 64, "steps": 80}
+        size = {"layers": 2, "width": 128, "vocabulary": 1024, "length": 64, "steps": 200}
     else:
         size = {"layers": 4, "width": 256, "vocabulary": 4096, "length": 128, "steps": 220}
     return Task(sequences=8, warm=10, seed=options.seed, **size)
