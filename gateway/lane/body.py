@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from gateway.lane.lane import Lane
 
 
+# What is inflated grows a thousandfold at worst. So little is read at a time, and after so much of
+# it the other connections have their turn.
+SIP, TURN_BYTES = 1024, 256 * 1024
+
+
 class Body:
     """`exchange` None: the answer has gone out before the body came; the rest is read and dropped.
     `handler`: whom to call once the body is whole; None for one that streams, who was called.
@@ -33,6 +38,7 @@ class Body:
         "_left",
         "_pieces",
         "_room",
+        "_swollen",
         "done",
         "exchange",
         "handler",
@@ -67,6 +73,7 @@ class Body:
         self._pieces: list[bytes] = []
         self._lane = lane
         self._held = 0  # bytes in `_pieces`
+        self._swollen = 0  # bytes inflated in this turn
 
     def is_worth_reading(self, most: int) -> bool:
         """Whether the rest, which nobody wants, is known to be small and on its way."""
@@ -74,6 +81,18 @@ class Body:
 
     def feed(self, data: bytes, at: int) -> int:
         """Read on from `data[at:]`; returns where it stopped. Raises Refused."""
+        if self._inflater is None:
+            return self._read(data, at)
+        return at + self._read(data[at : at + SIP], 0)
+
+    def ends_turn(self) -> bool:
+        """Whether this turn of the loop has taken enough; asked after each feed."""
+        if self._swollen < TURN_BYTES:
+            return False
+        self._swollen = 0
+        return True
+
+    def _read(self, data: bytes, at: int) -> int:
         start = at
         pieces: list[bytes] = []
         self.uninvited = False
@@ -108,6 +127,8 @@ class Body:
                 self._inflater.feed(piece, self._pieces)
         size = sum(map(len, self._pieces[had:]))
         self._held += size
+        if self._inflater is not None:
+            self._swollen += size
         lane.gathered += size
         if lane.gathered > lane.limits.max_bodies:
             retry = b"retry-after: 1\r\n"

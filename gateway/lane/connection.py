@@ -30,6 +30,7 @@ from gateway.lane.turns import (
     HOLD,
     MORE,
     PARTIAL,
+    PAUSED,
     PUMPING,
     SHUT,
     TURN,
@@ -148,6 +149,9 @@ class Connection(Turns):
                     at = body.feed(data, at)
                     if body.done:
                         self._body_done(body)
+                    elif body.ends_turn():
+                        self._hold(PAUSED)
+                        self.lane.loop.call_soon(self._release, PAUSED)
                     continue
                 taken = self._take_request(data, at)
                 if taken == at:

@@ -73,7 +73,7 @@ class HeadReader:
             return known
         limits = self._limits
         if len(raw) > limits.max_head:
-            raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
+            self.check_part(raw)  # raises: the head or its first line is too long
         lines = raw.split(b"\r\n")
         first = lines[0]
         known_line = self._request_lines.get(first)
@@ -126,10 +126,10 @@ class HeadReader:
     def check_part(self, part: bytes) -> None:
         """What can be said of a head before its end has come; raises Refused."""
         limits = self._limits
-        if len(part) > limits.max_head:
-            raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
         if len(part) > limits.max_line and part.find(b"\r\n", 0, limits.max_line + 2) < 0:
             raise Refused(414, f"the request line is longer than {limits.max_line} bytes")
+        if len(part) > limits.max_head:
+            raise Refused(431, f"the request's head is larger than {limits.max_head} bytes")
         if _BEGINNING.match(part) is None or _BARE_LF.search(part) is not None:
             raise Refused(400, "this is not an HTTP/1 request")
 

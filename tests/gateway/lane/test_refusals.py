@@ -159,6 +159,8 @@ LIMITS = Limits(max_line=100, max_head=400, max_headers=5, max_body=50)
 TOO_MUCH = {
     "request line": (414, request("GET", "/" + "x" * 100)),
     "request line without an end": (414, b"GET /" + b"x" * 200),
+    "request line longer than a head": (414, request("GET", "/" + "x" * 5000)),
+    "the same without an end": (414, b"GET /" + b"x" * 5000),
     "head": (431, request("GET", "/x", None, "a: " + "b" * 400)),
     "head without an end": (431, GET + b"a: " + b"b" * 400),
     "number of fields": (431, request("GET", "/x", None, *["a: b"] * 6)),

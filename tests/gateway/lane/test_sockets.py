@@ -7,6 +7,7 @@ import gzip
 import http.client
 import io
 import json
+import random
 import socket
 import struct
 from functools import partial
@@ -201,6 +202,30 @@ def test_a_bomb_is_stopped_while_it_is_inflated(run):
 
     assert len(bomb) < 1_000_000
     run(scene())
+
+
+def test_others_have_their_turn_while_a_body_is_inflated(run):
+    bomb = gzip.compress(bytes(100_000_000), 1)
+    fine = gzip.compress(random.Random(1).randbytes(1000) * 900, 1)
+
+    async def scene():
+        async with listening(lane_of(Echo(), Limits(max_body=50_000_000))) as port:
+            bad = asyncio.create_task(
+                raw_exchange(port, request("POST", "/x", bomb, "content-encoding: gzip"))
+            )
+            large = asyncio.create_task(
+                raw_exchange(port, request("POST", "/x", fine, "content-encoding: gzip") * 2)
+            )
+            while not bad.done():
+                answers = read_answers(await raw_exchange(port, request()))
+                assert [a.status for a in answers] == [200]
+                turns.append(bad.done())
+            assert [a.status for a in read_answers(await bad)] == [413]
+            assert [a.status for a in read_answers(await large)] == [200, 200]
+
+    turns: list[bool] = []
+    run(scene())
+    assert turns.count(False) >= 3
 
 
 def test_garbage_does_no_harm(run):
