@@ -32,7 +32,7 @@ PATTERNS = (
     "gateway/oip/{codec,infer,parameters,parse,render,reply,statistics,terms,values}.py",
     "gateway/relay/[a-z]*.py",
     "gateway/{departing,flight,http_pool,http_replica,quarantine,waiting}.py",
-    "gateway/openai/surface.py",
+    "gateway/openai/{gathering,surface}.py",
     "gateway/{batch,dispatch,link,measures,model,replica,request,seating,sizes}.py",
 )
 OFF = "PENSTOCK_COMPILED"

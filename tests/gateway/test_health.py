@@ -38,6 +38,7 @@ def test_readiness_says_what_is_missing():
     assert b"r-0 is loading" in asked.body
 
 
+@pytest.mark.interpreted
 def test_other_verbs_and_paths_are_not_for_it():
     asked = ask((True, {}), "POST", "/healthz")
     assert asked.status == 405

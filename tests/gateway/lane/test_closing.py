@@ -203,6 +203,7 @@ async def test_half_closed_in_the_middle_of_a_streamed_body():
     assert wire.statuses() == [400] and wire.transport.closed
 
 
+@pytest.mark.interpreted
 async def test_a_client_that_is_gone_is_found_out_by_an_interim_answer(monkeypatch):
     monkeypatch.setattr("gateway.lane.probe.FIRST_LOOK_S", 0.0)
     reset = []

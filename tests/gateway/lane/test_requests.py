@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.lane import Limits
-from gateway.lane.framing import Framing
 from gateway.lane.head import HeadReader
 from gateway.lane.refusal import Refused
 from tests.gateway.lane.fakes import (
@@ -317,7 +316,8 @@ def said(reader: HeadReader, raw: bytes, end: int) -> object:
         head = reader.find(raw, end)
     except Refused as refusal:
         return refusal.status, refusal.message
-    framing = {name: getattr(head.framing, name) for name in Framing.__slots__}
+    names = [name for name in dir(head.framing) if not name.startswith("_")]
+    framing = {name: getattr(head.framing, name) for name in names}
     return head.method, head.path, head.query, head.headers, framing
 
 

@@ -25,6 +25,8 @@ from tests.gateway.oip.fakes import (
     echo_signature,
 )
 
+pytestmark = pytest.mark.interpreted
+
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 BODY = orjson.dumps({"inputs": [X]})
 

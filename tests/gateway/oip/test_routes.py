@@ -18,6 +18,8 @@ from tests.gateway.oip.fakes import (
     FakeSwitchable,
 )
 
+pytestmark = pytest.mark.interpreted
+
 
 @pytest.mark.parametrize(
     ("path", "operation", "model", "version"),

@@ -14,6 +14,8 @@ from gateway.oip import ModelStats, OipSurface
 from gateway.request import Answer
 from tests.gateway.oip.fakes import FakeDirectory, FakeExchange, FakeModel, FakeSwitchable
 
+pytestmark = pytest.mark.interpreted
+
 
 def ask(
     surface: OipSurface, method: str, path: str, body: Any = b"", headers: Any = ()
