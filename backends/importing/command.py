@@ -91,5 +91,7 @@ def _import(options: argparse.Namespace) -> int:
             progress=lambda count: bar.advance(task, count),
         )
         name = material.name
+    if run.manifest(record.step).probe is None:
+        print("no probe: there is no answer that this model is sure of", file=sys.stderr)
     print(f"{name} is version {record.version} on channel {options.channel} of {options.run}")
     return 0

@@ -1,7 +1,8 @@
 """Writes a `Material` as a committed step of a run, and publishes it.
 
-Owns the order (room, shards, small files, commit, channel) and the cast of dtypes. Invariant: one
-shard is in memory at a time; a step appears only when all of it is on the disk and finite.
+Owns the order (room, shards, small files, probe, commit, channel) and the cast of dtypes.
+Invariant: one shard is in memory at a time; a step appears only when all of it is on the disk and
+finite.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from backends.checkpoint import ChannelRecord, Part, Run, Staging, commit, publish
 from backends.importing.blueprint import Blueprint, blueprint
 from backends.importing.material import ImportFailed, Material
+from backends.importing.probe import make_probe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Of one file: a shard is in memory while it is written.
@@ -48,10 +50,20 @@ def deposit(
         model = {"class": plan.class_, "config": plan.config}
         expected: dict[str, tuple[Sequence[int], torch.dtype]] = dict(plan.tensors)
         expected |= {alias: expected[name] for alias, name in plan.ties.items()}
+        probe = make_probe(plan, staging.folder / "model", material.files)
     except BaseException:
         staging.discard()
         raise
-    commit(staging, parts, ranks=1, model=model, expected=expected, position=0, ties=plan.ties)
+    commit(
+        staging,
+        parts,
+        ranks=1,
+        model=model,
+        expected=expected,
+        position=0,
+        probe=probe,
+        ties=plan.ties,
+    )
     return publish(run, channel, step)
 
 
