@@ -265,12 +265,23 @@ class HttpPool:
             replica.load.restart(now)
         self.router.ended(lease, key, now, ok=outcome is Outcome.SUCCESS)
         if outcome is Outcome.SUCCESS:
+            replica.heard = now
             self.measures.service.observe(now - sent)
             self.measures.by_replica[replica.name, ""] += 1
         replica.settled()
         self._departures.observe(now, 1)
         if len(self._waiting):
             self._pump_soon()
+
+    def is_silent(self, replica: HttpReplica, since: float, now: float) -> bool:
+        """Whether it has answered nobody since then, and is answering nobody."""
+        if replica.heard >= since:
+            return False
+        if replica.looked != now:  # once for all whose time is up at this moment
+            replica.looked = now
+            answers = (t.phase in (FIRST, BODY, TUNNEL) for t in self._live if t.replica is replica)
+            replica.answers = any(answers)
+        return not replica.answers
 
     def left(self, transit: Transit, how: str) -> None:
         measures = self.measures

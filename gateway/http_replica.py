@@ -66,6 +66,8 @@ class HttpReplica:
         self.table, self.rank, self.reserve = config.name, 0, False
         self.served_by = b"x-served-by: %b\r\n" % name.encode()
         self.busy_until = 0.0
+        # The pool's: when it answered last; whether it was answering anybody, and when that was so.
+        self.heard, self.looked, self.answers = float("-inf"), -1.0, False
         self.host: bytes | None = None  # None: the client's
         self.prefix = b""
         self.condition, self.why = "loading", "not looked at yet"

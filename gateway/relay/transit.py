@@ -41,6 +41,8 @@ WORTH_READING = 64 * 1024
 TUNNEL_IDLE_S = 3600.0
 # An upstream that has been told goodbye closes its end within this.
 PARTING_S = 1.0
+# Clients that wait for less than this say nothing of a replica by giving up.
+SILENT_S = 1.0
 # Where the upstream does not say how long it is busy.
 BUSY_S = 0.5
 LONGEST_BUSY_S = 30.0
@@ -274,7 +276,8 @@ class Transit(Twofold):
     def look(self, now: float) -> None:
         """The pool's tick: has this been waiting for too long?"""
         if now >= self.deadline and self.phase != TUNNEL:
-            self._time_out(DeadlineExceeded("the deadline passed before the answer was complete"))
+            late = DeadlineExceeded("the deadline passed before the answer was complete")
+            self._time_out(late, self._of_silence(now))
             return
         if self.phase < HEAD:
             return  # the pool bounds the one, the connection's own limit the other
@@ -290,6 +293,14 @@ class Transit(Twofold):
             self._time_out(error, Outcome.FAILURE)
         elif self.phase != TUNNEL:
             self._keep_alive(now, self.pool.heartbeat_s)
+
+    def _of_silence(self, now: float) -> Outcome:
+        """What a deadline says of the replica: nothing, unless nobody hears from it any more."""
+        replica = self.replica
+        if self.phase != HEAD or replica is None or now - self.sent < SILENT_S:
+            return Outcome.NEUTRAL
+        silent = self.pool.is_silent(replica, self.sent, now)
+        return Outcome.FAILURE if silent else Outcome.NEUTRAL
 
     def _time_out(self, error: GatewayError, outcome: Outcome = Outcome.NEUTRAL) -> None:
         self._close_upstream()

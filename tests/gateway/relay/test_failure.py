@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from gateway.relay import transit
 from gateway.relay.endpoint import Endpoint
 from gateway.relay.health import ask_health
 from gateway.relay.pool import ConnectionPool
@@ -256,6 +257,36 @@ async def test_a_client_that_leaves_while_it_waits_in_the_queue_leaves_it():
         client.transport.abort()
         await until(lambda: gateway.counters()["cancelled"] == 1)
         await until(lambda: gateway.pool.status()["waiting"] == 0)
+
+
+@pytest.mark.parametrize("answers_others", [False, True])
+async def test_a_replica_that_accepts_and_never_answers_gets_no_more(monkeypatch, answers_others):
+    """Unless it is busy with others' answers: then it is slow, and clients were in a hurry."""
+    monkeypatch.setattr(transit, "SILENT_S", 0.01)
+    never = asyncio.Event()
+
+    async def script(call):
+        if call.target == "/stream":
+            await call.start()
+            await call.chunk(b"data: 1\n\n")
+        await never.wait()
+
+    hole, well = Upstream("hole", script), Upstream("well")
+    async with relaying(hole, well, model='routing = "wrr"\nretries = 0') as gateway:
+        found = {replica.name: replica for replica in gateway.pool.replicas}
+        if answers_others:
+            found["well"].drain(0.0)
+            stream = await gateway.ask("/stream", complete=False)
+            await until(lambda: b"data" in stream.body)
+            found["well"].undrain(0.0)
+        for each in found.values():
+            each.load.started -= 100  # past its slow start
+            each.load.refresh(gateway.pool.loop.time())
+        hurried = {"fields": "x-deadline-ms: 60\r\n"}
+        statuses = [(await gateway.ask(**hurried)).status for _ in range(24)]
+        assert (found["hole"].breaker.opened == 0) is answers_others
+        assert {200, 504} >= set(statuses) and 200 in statuses
+        never.set()
 
 
 async def test_a_look_at_health_leaves_its_connection_to_nobody():
