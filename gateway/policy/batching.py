@@ -171,9 +171,12 @@ class Batcher(Generic[T]):
         return Plan([], "unaccepted" if self._count else "late", dropped, self._expiry())
 
     def drained_in(self, now: float) -> float | None:
-        """Seconds until what waits now has been sent, at the present pace."""
+        """Seconds until what waits now has been sent, at the present pace. Where nothing has been
+        sent lately: until it is sent or too late, if there is an aim."""
         rate = self.departures.rate(now)
-        return self._size / rate if rate > 0.0 else None
+        if rate > 0.0:
+            return self._size / rate
+        return self.knobs.slo_s if self._size else None
 
     # ---------------------------------------------------------------------------------- decisions
 

@@ -364,6 +364,16 @@ def test_being_behind_in_line_is_no_reason_for_refusal():
     assert plan.batch[-1].deadline == 0.090 and len(plan.dropped) == 400
 
 
+def test_before_anything_was_sent_a_full_queue_is_empty_after_the_aim_at_the_latest():
+    queue = batcher(2, max_queue=2, slo_s=SLO)
+    assert queue.drained_in(0.0) is None
+    fill(queue, items(2))
+    refusal = queue.add(Item(0.0, SLO), 0.0)
+    assert refusal is not None and (refusal.reason, refusal.retry_after) == ("queue_full", SLO)
+    assert len(ask(queue, SLO, free=0).dropped) == 2
+    assert queue.add(Item(SLO, 2 * SLO), SLO) is None  # come when it was told to
+
+
 def test_retry_after_is_what_draining_takes_at_the_present_pace():
     queue = batcher(8, max_queue=800)
     assert queue.drained_in(0.0) is None
