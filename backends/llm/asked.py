@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 from backends.llm.generation import Sampling, TokenMask
 from backends.wire import Fault
@@ -39,10 +39,18 @@ class Usage(NamedTuple):
     cached: int
 
 
+class Span(TypedDict):
+    """So many tokens of a reply were computed by that version."""
+
+    version: str
+    tokens: int
+
+
 class Renderer(Protocol):
     """Writes one reply. Either in one piece (`delta` gives nothing, `end` the whole) or as a stream
     of events. `begin` comes before all deltas, `end` after the last; `failed` in place of `end`
-    where bytes have gone out already."""
+    where bytes have gone out already. `moved`: before the last deltas, where the reply is of more
+    than one version; its `model_versions`."""
 
     @property
     def type(self) -> str:
@@ -51,6 +59,7 @@ class Renderer(Protocol):
 
     def begin(self, version: str) -> bytes: ...
     def delta(self, delta: Delta) -> bytes: ...
+    def moved(self, spans: Sequence[Span]) -> None: ...
     def end(self, usage: Usage) -> bytes: ...
     def failed(self, fault: Fault) -> bytes: ...
 

@@ -35,6 +35,7 @@ class Reply:
         self._cached = [0] * len(asked.prompts)
         self._begun = False
         self.version = ""
+        self._spans: dict[str, int] = {}  # tokens by version
         # Why there will be no whole answer.
         self.error: BackendError | None = None
 
@@ -70,6 +71,9 @@ class Reply:
         number = prompt * self._n + output.choice
         choice = self._choices[number]
         self.version = self.version or output.version
+        if output.version:
+            made = self._spans.get(output.version, 0)
+            self._spans[output.version] = made + len(output.tokens)
         self._cached[prompt] = max(self._cached[prompt], output.cached)
         if choice.finished:
             return
@@ -94,6 +98,10 @@ class Reply:
         if not self._begun:
             self._begun = True
             parts.append(self._renderer.begin(self.version))
+        if self.complete and len(self._spans) > 1:
+            self._renderer.moved(
+                [{"version": version, "tokens": made} for version, made in self._spans.items()]
+            )
         parts += [self._renderer.delta(delta) for delta in self._untaken.values()]
         self._untaken.clear()
         if self.complete:

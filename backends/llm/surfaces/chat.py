@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from backends.llm.asked import Asked, Delta, TokenText, Usage
+from backends.llm.asked import Asked, Delta, Span, TokenText, Usage
 from backends.llm.errors import BadRequest
 from backends.llm.surfaces.events import DONE, JSON, SSE, error_body, event
 from backends.llm.surfaces.fields import FLAG, TABLE, Absent, Fields, whole
@@ -110,6 +110,9 @@ class _Chat:
     def begin(self, version: str) -> bytes:
         self._head["system_fingerprint"] = version
         return b""
+
+    def moved(self, spans: Sequence[Span]) -> None:
+        self._head["model_versions"] = spans
 
     def read(self, delta: Delta) -> tuple[Sequence[str | ToolCall], str | None]:
         """What a delta says, for who writes it in another form, and why the choice ended."""

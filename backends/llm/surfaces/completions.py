@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from backends.llm.asked import Asked, Delta, TokenText, Usage
+from backends.llm.asked import Asked, Delta, Span, TokenText, Usage
 from backends.llm.errors import BadRequest
 from backends.llm.surfaces.chat import usage_body
 from backends.llm.surfaces.events import DONE, JSON, SSE, error_body, event
@@ -120,6 +120,9 @@ class _Completion:
     def begin(self, version: str) -> bytes:
         self._head["system_fingerprint"] = version
         return b""
+
+    def moved(self, spans: Sequence[Span]) -> None:
+        self._head["model_versions"] = spans
 
     def _choice(
         self, choice: int, text: str, tokens: Sequence[TokenText], offset: int, finish: str | None

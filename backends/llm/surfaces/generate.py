@@ -7,11 +7,12 @@ Owns those surfaces' fields and replies: {"text_input", "parameters"} in, {"mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from backends.llm.asked import Asked, Delta, Usage
+from backends.llm.asked import Asked, Delta, Span, Usage
 from backends.llm.surfaces.events import JSON, SSE, event
 from backends.llm.surfaces.fields import FLAG, POSITIVE, TABLE, TEXT, Fields, Kind, whole
 from backends.llm.surfaces.format import take_format
@@ -78,6 +79,9 @@ class GenerateWhole:
         self._head["model_version"] = version
         return b""
 
+    def moved(self, spans: Sequence[Span]) -> None:
+        self._head["model_versions"] = spans
+
     def delta(self, delta: Delta) -> bytes:
         self._texts.append(delta.text)
         return b""
@@ -98,7 +102,8 @@ class GenerateStream(GenerateWhole):
         return event({**self._head, "text_output": delta.text})
 
     def end(self, usage: Usage) -> bytes:
-        return b""
+        # By then most streams have ended with their last text; who was moved is told in any case.
+        return event({**self._head, "text_output": ""}) if "model_versions" in self._head else b""
 
     def failed(self, fault: Fault) -> bytes:
         return event({"error": fault.message})

@@ -7,11 +7,12 @@ defines them.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from backends.llm.asked import Delta, Usage
+from backends.llm.asked import Delta, Span, Usage
 from backends.llm.surfaces.events import JSON, SSE, error_body, named_event
 from backends.llm.surfaces.setting import Setting
 from backends.llm.toolformat import ToolCall, ToolFormat
@@ -65,6 +66,9 @@ class _Response:
         self._head = {**head, "created_at": int(time.time()), "status": "in_progress"}
         self._items, self._texts = items, list[str]()
         self._finish: str | None = None
+
+    def moved(self, spans: Sequence[Span]) -> None:
+        self._head["model_versions"] = spans
 
     def _whole(self, usage: Usage | None) -> dict[str, Any]:
         response = {**self._head, "output": self._items.items, "usage": None}

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from backends.llm.asked import Asked, Delta, Usage
+from backends.llm.asked import Asked, Delta, Span, Usage
 from backends.llm.errors import BadRequest, UnknownField
 from backends.llm.surfaces import chat, completions, generate
 from backends.llm.surfaces.chat import ChatStream, usage_body
@@ -49,9 +49,13 @@ class Lines:
     def __init__(self, chat: ChatStream | None) -> None:
         # Finds the calls of tools, where there may be some.
         self._chat = chat
+        self._spans: Sequence[Span] = ()
 
     def begin(self, version: str) -> bytes:
         return b""
+
+    def moved(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
 
     def delta(self, delta: Delta) -> bytes:
         said: Sequence[str | ToolCall] = [delta.text] if delta.text else []
@@ -74,7 +78,8 @@ class Lines:
         return b"".join(map(_line, lines))
 
     def end(self, usage: Usage) -> bytes:
-        return _line({"usage": usage_body(usage)})
+        moved = {"model_versions": self._spans} if self._spans else {}
+        return _line({"usage": usage_body(usage), **moved})
 
     def failed(self, fault: Fault) -> bytes:
         return _line(error_body(fault))

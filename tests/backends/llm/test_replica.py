@@ -16,7 +16,7 @@ import torch
 from backends.checkpoint import Manifest, Probe, Run, Staging, commit, publish
 from backends.config import parse
 from backends.llm.engine import Engine
-from backends.llm.loading import LlmLoader
+from backends.llm.loading import LlmLoader, Twin
 from backends.llm.machine import Machine
 from backends.llm.replica import LlmReplica
 from backends.models.decoder import Decoder
@@ -44,6 +44,11 @@ class Network(HashNetwork):
     def _logits(self, tokens):
         logits = super()._logits(tokens)
         return logits * torch.nan if self.salt == 13 else logits
+
+    def exchange_(self, twin):
+        if 99 in (self.salt, twin.salt):
+            raise RuntimeError("out of memory")
+        self.salt, twin.salt = twin.salt, self.salt
 
     def __call__(self, step, cache):
         trap = Network.trap
@@ -131,6 +136,22 @@ def build(config, emit, crashed):
     return LlmLoader(read, machine, holder="test", bytes_per_second=0), machine
 
 
+def build_exchanging(config, emit, crashed):
+    """The device has room for one version."""
+
+    def engine(network, version, emit, crashed):
+        return Engine(network, emit, pages=400, version=version, crashed=crashed)
+
+    def read(folder, manifest, rate, cancelled):
+        network = Network(manifest.model["config"]["salt"])
+        if not machine.serving:
+            return network
+        return Twin(network, Machine(engine, lambda outputs: None, crashed))
+
+    machine = Machine(engine, emit, crashed)
+    return LlmLoader(read, machine, holder="test", bytes_per_second=0), machine
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
@@ -145,7 +166,7 @@ def run(folder: Path) -> Run:
 @pytest.fixture
 def serve(folder: Path):
     @asynccontextmanager
-    async def serve(text: str = "", real: bool = False, **keys: Any) -> Any:
+    async def serve(text: str = "", how: Any = build, **keys: Any) -> Any:
         head = (
             'model = "m"\nkind = "llm"\nrun = "run"\ndevice = "cpu"\npages = 400\npoll_s = 0.01\n'
         )
@@ -155,7 +176,7 @@ def serve(folder: Path):
         replica: Any = LlmReplica(
             options,
             lambda event, **fields: log.append((event, fields)),
-            build=None if real else build,
+            build=how,
         )
         replica.log = log
         replica.address = await replica.server.listen(f"unix:{folder}/r.sock")
@@ -288,6 +309,68 @@ async def test_a_reload_loses_nothing_and_streams_keep_their_version(serve, run)
         await gateway.until(lambda: gateway.statuses[-1].versions == (new.version,))
         gone = await gateway.fault(gateway.call("chat", HI, version=old.version))
         assert gone.code == "model_version_not_found"
+        await gateway.close()
+
+
+async def test_a_stream_that_outlives_its_version_says_which_tokens_were_whose(serve, run):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 0\nfinish_s = 0') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        plain = {key: value for key, value in LONG.items() if key != "messages"}
+        asked = {"chat": {**LONG, "seed": 1}, "completions": {**plain, "prompt": "Hi"}}
+        streams = {gateway.call(surface, body): surface for surface, body in asked.items()}
+        await gateway.until(lambda: all(gateway.pieces(id) for id in streams))
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+        for id in streams:
+            data, version = await gateway.reply(id)
+            assert version == old.version
+            spans = events(data)[-2]["model_versions"]
+            assert [span["version"] for span in spans] == [old.version, new.version]
+            assert all(span["tokens"] > 0 for span in spans)
+        await gateway.close()
+
+
+async def test_without_room_for_two_weights_are_exchanged_in_place(serve, run):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 60', how=build_exchanging) as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        before, _ = await gateway.text()
+        stream = gateway.call("chat", {**LONG, "seed": 1})
+        await gateway.until(lambda: gateway.pieces(stream))
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+        assert events((await gateway.reply(stream))[0])[-1] == "[DONE]", "it went on"
+        after, version = await gateway.text()
+        assert version == new.version and after != before
+        assert gateway.statuses[-1].versions == (new.version,)
+        publish(run, "stable", 1)  # back, from the host's memory
+        await gateway.serves(old.version)
+        assert await gateway.text() == (before, old.version)
+        commit_llm(run, 3, 13)
+        publish(run, "stable", 3)
+        await gateway.until(lambda: gateway.statuses[-1].refused)
+        assert await gateway.text() == (before, old.version)
+        await gateway.close()
+
+
+async def test_an_exchange_that_stops_half_way_needs_another_process(serve, run):
+    commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"', how=build_exchanging) as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        commit_llm(run, 2, 99)
+        publish(run, "stable", 2)
+        failed = await gateway.state("failed")
+        assert "exchanged in part: out of memory" in failed.reason
+        assert replica.broken.is_set()
         await gateway.close()
 
 
@@ -499,7 +582,7 @@ async def test_a_decoder_from_its_checkpoint_says_what_it_says_by_itself(serve, 
     with torch.inference_mode():
         for _ in range(12):
             tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
-    async with serve(real=True, weights=weights, threads=1) as replica:
+    async with serve(how=None, weights=weights, threads=1) as replica:
         gateway = await Caller.connect(replica.address)
         ready = await gateway.state("ready")
         # Its widths are none of the native step's, and operators hear of that.
