@@ -24,6 +24,7 @@ _VALUE = re.compile(
     r"|'[^'\n]*'"
     r"|\#[^\n]*|[\[{]|[\]}]|\n|[^\"'\#\[\]{}\n]+"
 )
+_CLOSING = re.compile(r"[ \t\]]*")
 
 
 def key_lines(text: str) -> dict[Place, int]:
@@ -63,8 +64,9 @@ def _locate(keys: Place, positions: dict[Place, int]) -> Place:
 def _statements(text: str) -> Iterator[tuple[int, int, Place]]:
     """(line, brackets around the head: 0 for a key, 1 or 2 for a table, its keys) in order."""
     at, end = _skip(_BLANK, text, 0), len(text)
+    line, counted = 1, 0
     while at < end:
-        line = text.count("\n", 0, at) + 1
+        line, counted = line + text.count("\n", counted, at), at
         brackets = 2 if text.startswith("[[", at) else int(text[at] == "[")
         match = _KEY.search(text, at)
         if match is None:  # no TOML; tomllib has refused it already
@@ -77,8 +79,7 @@ def _statements(text: str) -> Iterator[tuple[int, int, Place]]:
 def _skip_value(text: str, at: int) -> int:
     """The end of the statement: the first newline outside of strings and brackets."""
     depth = 0
-    closing = len(text[at:]) - len(text[at:].lstrip(" \t]"))
-    at += closing  # the head's own brackets
+    at = _skip(_CLOSING, text, at)  # the head's own brackets
     for match in _VALUE.finditer(text, at):
         token = match[0]
         if token == "\n" and depth <= 0:
