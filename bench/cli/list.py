@@ -25,12 +25,15 @@ def main(args: argparse.Namespace) -> int:
     table = Table(
         "name",
         "version",
+        "MB",
         "",
         title="rivals: python -m bench rivals install NAME",
         title_justify="left",
     )
     for rival in ALL.values():
-        table.add_row(rival.name, rival.version(), rival.missing or "installed")
+        table.add_row(
+            rival.name, rival.version(), f"{rival.megabytes or ''}", rival.missing or "installed"
+        )
     console.print(table)
     console.print("simulations: python -m bench sim batching, python -m bench sim routing")
     return 0

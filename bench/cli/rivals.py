@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 
 from bench.rivals import ALL, InstallFailed
@@ -22,9 +23,17 @@ def main(args: argparse.Namespace) -> int:
         if rival.missing is None and not args.again:
             print(f"{name} {rival.version()}: installed")
             continue
-        print(f"{name} {rival.version()}: installing into {rival.environment} ...", flush=True)
+        size = f"about {rival.megabytes} MB " if rival.megabytes else ""
+        print(
+            f"{name} {rival.version()}: installing {size}into {rival.environment} ...", flush=True
+        )
         try:
+            if args.again:
+                shutil.rmtree(rival.environment, ignore_errors=True)
             rival.install()
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
         except InstallFailed as error:
             print(f"{name}: {error}", file=sys.stderr)
             status = 1

