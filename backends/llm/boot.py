@@ -13,19 +13,22 @@ from backends.checkpoint import Manifest
 from backends.config import ReplicaConfig
 from backends.errors import ConfigError
 from backends.llm.engine import Engine
-from backends.llm.loading import LlmLoader
+from backends.llm.loading import LlmLoader, Twin
 from backends.llm.machine import Emit, Machine, VersionedEngine
 from backends.llm.network import Network
 from backends.llm.parallel import Crew
-from backends.llm.weights import Reading, check_room, read_part, read_whole
+from backends.llm.weights import Reading, read_part, read_twin, read_whole, tier_of
 from backends.tensor.boot import choose_device, holder_of, limit_threads
 from backends.tensor.memory import room
+from backends.tiers import Tier
 
 # Of the memory that is free when the first network is there: on a GPU all but some room for
 # activations, on a CPU what leaves other programs theirs.
 GPU_SHARE, CPU_SHARE, CPU_MOST = 0.85, 0.25, 2 << 30
 # Of a GPU's free memory, what is kept for a version beside the one that serves, at most.
 SPARE = 0.5
+# Of what a version is tried with in the host's memory: a probe is short.
+TRIAL_PAGE, TRIAL_PAGES = 16, 256
 
 
 def build(
@@ -47,14 +50,19 @@ def build(
 
     machine = Machine(engine, deliver, crashed, crew)
     held = 0
+    shapes: dict[str, str] = {}  # by version
 
     def read(
         folder: Path, manifest: Manifest, rate: int | None, cancelled: Callable[[], bool]
-    ) -> Network:
+    ) -> Network | Twin:
         nonlocal held
         limit_threads(config)
         reading = Reading(folder, manifest, config.weights, str(device), config.page_size, rate)
-        check_room(reading, world, held)
+        shape = shapes[manifest.version] = f"{reading.decoder} {reading.dtype}"
+        alike = shapes.get(machine.serving) == shape
+        if tier_of(reading, world, held, alike=alike) is Tier.EXCHANGE:
+            trial = Machine(_trial_engine, lambda outputs: None, crashed)
+            return Twin(read_twin(reading, cancelled), trial)
         network = read_whole(reading, cancelled) if crew is None else crew.load(reading, cancelled)
         machine.slow = getattr(network, "slow", "")
         held = reading.bytes // world
@@ -67,6 +75,22 @@ def build(
         bytes_per_second=config.load_bytes_per_second,
     )
     return loader, machine
+
+
+def _trial_engine(
+    network: Network, version: str, emit: Emit, crashed: Callable[[BaseException], None]
+) -> VersionedEngine:
+    """For one generation at a time, in the host's memory."""
+    pages = -(-network.max_context // TRIAL_PAGE)
+    return Engine(
+        network,
+        emit,
+        pages=min(pages, TRIAL_PAGES),
+        page_size=TRIAL_PAGE,
+        max_running=1,
+        version=version,
+        crashed=crashed,
+    )
 
 
 def build_engine(

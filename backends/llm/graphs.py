@@ -199,6 +199,10 @@ class GraphedNetwork:
     def load_checkpoint_(self, folder: Path, manifest: Manifest, **reading: Any) -> None:
         self._network.load_checkpoint_(folder, manifest, **reading)
 
+    def exchange_(self, twin: DecoderNetwork) -> None:
+        """The graphs stay: no address changes."""
+        self._network.exchange_(twin)
+
     def close(self) -> None:
         """Graphs go before the communicators that they use."""
         self._graphs.clear()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backends.checkpoint import Cancelled, Corrupt, Manifest, ReaderLease, Run
 from backends.checkpoint.records import digest
@@ -29,8 +29,17 @@ if TYPE_CHECKING:
 WARM_PROMPT, WARM_TOKENS = 16, 4
 MAX_TEXT_FILE = 256 << 20
 
+
+class Twin(NamedTuple):
+    """A network in the host's memory, because the device has no room for a second one, and with
+    what it is tried there."""
+
+    network: Network
+    trial: Machine
+
+
 # (folder of the step, manifest, bytes per second, whether it is cancelled) → the network
-ReadNetwork = Callable[[Path, Manifest, "int | None", Callable[[], bool]], "Network"]
+ReadNetwork = Callable[[Path, Manifest, "int | None", Callable[[], bool]], "Network | Twin"]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +47,8 @@ class LlmVersion:
     name: str
     text: TextModel
     lease: ReaderLease | None = None
+    # Its weights in the host's memory, from where they are exchanged with what the device serves.
+    twin: Network | None = None
 
     def release(self) -> None:
         """Give up the claim on the checkpoint. Blocks on the disk."""
@@ -89,13 +100,14 @@ class LlmLoader:
         name: str,
         folder: Path,
         manifest: Manifest,
-        network: Network,
+        made: Network | Twin,
         cancelled: Callable[[], bool],
     ) -> LlmVersion:
-        machine = self._machine
+        twin = made if isinstance(made, Twin) else None
+        network, machine = made if isinstance(made, Twin) else (made, self._machine)
         machine.add(name, network)
         try:
-            text = TextModel.load(folder / "model", machine.engine.max_context)
+            text = TextModel.load(folder / "model", self._machine.engine.max_context)
             if text.vocabulary.size != network.vocabulary:
                 raise ModelFailed(
                     f"config.json has vocab_size {text.vocabulary.size}, the weights "
@@ -103,17 +115,22 @@ class LlmLoader:
                 )
             if self._tokens not in ("", text.identity):
                 raise NoRoom("its tokenizer is not that of the version before it", alone=True)
-            self._probe(name, manifest, cancelled)
-            self._warm_up(name, text, cancelled)
+            self._probe(machine, name, manifest, cancelled)
+            self._warm_up(machine, name, text, cancelled)
             if cancelled():
                 raise Cancelled("another version is wanted")
         except BaseException:
             machine.withdraw(name)
             raise
         self._tokens = text.identity
-        return LlmVersion(name, text)
+        if twin is None:
+            return LlmVersion(name, text)
+        machine.withdraw(name)
+        return LlmVersion(name, text, twin=twin.network)
 
-    def _probe(self, name: str, manifest: Manifest, cancelled: Callable[[], bool]) -> None:
+    def _probe(
+        self, machine: Machine, name: str, manifest: Manifest, cancelled: Callable[[], bool]
+    ) -> None:
         """{"prompt": token ids} → {"tokens": greedy ones, "logprobs": theirs}."""
         probe = manifest.probe
         if probe is None:
@@ -122,7 +139,7 @@ class LlmLoader:
         if not _is_tokens(prompt) or not _is_tokens(expected):
             raise ModelFailed("the probe of a language model has a prompt and tokens, as ids")
         assert prompt is not None and expected is not None
-        tokens, logprobs = self._machine.ask(name, prompt, len(expected), cancelled)
+        tokens, logprobs = machine.ask(name, prompt, len(expected), cancelled)
         wanted: list[Any] = list(probe.outputs.get("logprobs", logprobs))
         near = len(wanted) == len(logprobs) and all(
             math.isclose(found, value, rel_tol=probe.rtol, abs_tol=probe.atol)
@@ -133,12 +150,14 @@ class LlmLoader:
                 "the model does not generate what it did when the probe was written"
             )
 
-    def _warm_up(self, name: str, text: TextModel, cancelled: Callable[[], bool]) -> None:
+    def _warm_up(
+        self, machine: Machine, name: str, text: TextModel, cancelled: Callable[[], bool]
+    ) -> None:
         usual = [id for id, piece in enumerate(text.tokenizer.pieces) if piece] or [0]
         room = max(1, min(WARM_PROMPT, text.max_context - WARM_TOKENS))
         prompt = [usual[at % len(usual)] for at in range(room)]
         tokens = min(WARM_TOKENS, text.max_context - room)
-        self._machine.ask(name, prompt, max(tokens, 1), cancelled)
+        machine.ask(name, prompt, max(tokens, 1), cancelled)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

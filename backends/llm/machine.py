@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backends.checkpoint import Cancelled
 from backends.claim import NotFinite
@@ -43,6 +43,12 @@ class VersionedEngine(GenerationEngine, Protocol):
     def serve(self, version: str, done: Callable[[], None]) -> None: ...
     def retire(self, version: str, deadline: float) -> None: ...
     def release(self, version: str, done: Callable[[], None]) -> None: ...
+    def swap(
+        self,
+        version: str,
+        load: Callable[[Network], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None: ...
 
 
 # (network, version, emit, crashed) → an engine that serves it
@@ -89,6 +95,11 @@ class Machine:
         return self._engine
 
     @property
+    def serving(self) -> str:
+        """The version that new generations begin under."""
+        return self._serving
+
+    @property
     def load(self) -> EngineLoad | None:
         return self._engine.load() if self._engine is not None else None
 
@@ -131,6 +142,22 @@ class Machine:
     def serve(self, version: str, done: Callable[[], None]) -> None:
         """`done` is called on the device thread once it is so."""
         self.engine.serve(version, done)
+        self._serves(version)
+
+    def exchange(
+        self, version: str, twin: Network, done: Callable[[BaseException | None], None]
+    ) -> None:
+        """The twin and what serves get each other's weights; the device has `version` from then on,
+        and what ran is computed again. `done` is called on the device thread: with an error, where
+        the exchange may have stopped half-way."""
+
+        def load(network: Any) -> None:
+            network.exchange_(twin)
+
+        self.engine.swap(version, load, done)
+        self._serves(version)
+
+    def _serves(self, version: str) -> None:
         self._serving = version
         owed, self._owed = self._owed, []
         for name, released in owed:

@@ -101,10 +101,12 @@ class DecoderNetwork:
         world: int = 1,
         group: dist.ProcessGroup | None = None,
         int8: bool = False,
+        packs: bool = True,
     ) -> None:
         """Weights are zero until one of the two loads. With `world` > 1, `group` connects the
-        ranks; each is called with the same steps. `int8` keeps the maps' weights in a byte each."""
-        self._int8 = int8
+        ranks; each is called with the same steps. `int8` keeps the maps' weights in a byte each.
+        Without `packs`, a CPU has them in the layout of a GPU."""
+        self._int8, self._packs = int8, packs
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self._share, self._group = Share(config, rank, world), group
         self.layers, self.vocabulary = config.layers, config.vocabulary
@@ -198,6 +200,19 @@ class DecoderNetwork:
         head_VC = embedding_VC if self.config.tied else source(HEAD)
         self._head.load_(head_VC[share.words()], None)
 
+    @torch.inference_mode()
+    def exchange_(self, twin: DecoderNetwork) -> None:
+        """Each gets the other's weights, in place; the twin has the same structure and layout, on
+        whatever device."""
+        for own, its in zip(self._tensors(), twin._tensors(), strict=True):
+            kept = own.to(its.device, copy=True)
+            own.copy_(its)
+            its.copy_(kept)
+
+    def _tensors(self) -> list[Tensor]:
+        layers = [tensor for layer in self._layers for tensor in layer.tensors()]
+        return [self._embedding_VC, self._norm_C, *self._head.tensors(), *layers]
+
     def close(self) -> None:
         """Its memory goes with the last that holds it."""
 
@@ -206,7 +221,8 @@ class DecoderNetwork:
     def linear(self, inputs: int, outputs: int, bias: bool) -> Linear:
         if self._int8:
             return Int8Linear(inputs, outputs, bias, self.dtype, self.device)
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and PackedLinear.available():
+        fits = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        if self._packs and fits and PackedLinear.available():
             return PackedLinear(inputs, outputs, bias)
         return DenseLinear(inputs, outputs, bias, self.dtype, self.device)
 
@@ -249,3 +265,8 @@ class _Layer:
         if self.head_norms is not None:
             self.head_norms.query_D.copy_(source(f"{prefix}self_attn.q_norm.weight"))
             self.head_norms.key_D.copy_(source(f"{prefix}self_attn.k_norm.weight"))
+
+    def tensors(self) -> list[Tensor]:
+        maps = (self.qkv, self.output, self.gate_up, self.down)
+        norms = [self.input_norm_C, self.mlp_norm_C, *(self.head_norms or ())]
+        return norms + [tensor for one in maps for tensor in one.tensors()]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 class Linear(Protocol):
     def load_(self, weight_OI: Tensor, bias_O: Tensor | None) -> None: ...
     def __call__(self, x_TI: Tensor) -> Tensor: ...
+    def tensors(self) -> list[Tensor]: ...
 
 
 class DenseLinear:
@@ -36,6 +37,9 @@ class DenseLinear:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         return F.linear(x_TI, self.weight_OI, self.bias_O)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.weight_OI, *_there(self.bias_O)]
 
 
 class PackedLinear:
@@ -65,6 +69,9 @@ class PackedLinear:
             x_TI, self._packed, self._bias_O, "none", [], ""
         )
 
+    def tensors(self) -> list[Tensor]:
+        return [self._packed, *_there(self._bias_O)]
+
 
 class Int8Linear:
     """Weights in a byte each, with a scale per output; the sums are those of the activations'
@@ -89,6 +96,13 @@ class Int8Linear:
         if self._bias_O is not None:
             y_TO += self._bias_O
         return y_TO.to(x_TI.dtype)
+
+    def tensors(self) -> list[Tensor]:
+        return [self._weight_OI, self._scale_O, *_there(self._bias_O)]
+
+
+def _there(tensor: Tensor | None) -> list[Tensor]:
+    return [] if tensor is None else [tensor]
 
 
 def quantised(weight_OI: Tensor) -> tuple[Tensor, Tensor]:

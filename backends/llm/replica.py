@@ -380,8 +380,13 @@ class LlmReplica:
         self, version: LlmVersion, fallback: LlmVersion | None, done: Callable[[], None]
     ) -> None:
         """`fallback` stays live by itself, until it is released."""
-        machine = self._machine
+        machine, twin = self._machine, version.twin
         assert machine is not None
+        if twin is not None:
+            machine.exchange(
+                version.name, twin, lambda error: self._post(self._exchanged, version, error, done)
+            )
+            return
         # From now on: what is asked between now and the swap may already be answered by it.
         self._versions[version.name] = version
 
@@ -396,6 +401,20 @@ class LlmReplica:
 
         machine.serve(version.name, lambda: self._post(swapped))
 
+    def _exchanged(
+        self, version: LlmVersion, error: BaseException | None, done: Callable[[], None]
+    ) -> None:
+        if error is not None:
+            self._break(f"the weights of two versions were exchanged in part: {error}")
+            return
+        before, self._serving = self._serving, version
+        assert before is not None
+        before.twin, version.twin = version.twin, None
+        self._versions.pop(before.name, None)
+        self._versions[version.name] = version
+        done()
+        self.changed()
+
     def commit(self) -> None:
         """The old version goes by its release."""
 
@@ -403,4 +422,8 @@ class LlmReplica:
         machine = self._machine
         assert machine is not None
         self._versions.pop(version.name, None)
+        if version.twin is not None:
+            version.twin = None
+            self._post(done)
+            return
         machine.release(version.name, self._config.finish_s, lambda: self._post(done))

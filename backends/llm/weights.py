@@ -17,11 +17,11 @@ import torch
 
 from backends.checkpoint import Manifest
 from backends.errors import ModelFailed
-from backends.llm.network import Network
+from backends.llm.network import DecoderNetwork, Network
 from backends.llm.network_choice import ChosenNetwork, choose_network
 from backends.models.config import DecoderConfig
-from backends.tensor.memory import room
-from backends.tiers import NoRoom
+from backends.tensor.memory import host_room, room
+from backends.tiers import Room, Tier, choose
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -54,30 +54,45 @@ class Reading(NamedTuple):
         return name
 
     @property
+    def decoder(self) -> DecoderConfig:
+        return DecoderConfig.parse(self.manifest.model.get("config") or {})
+
+    @property
     def bytes(self) -> int:
         """What its weights take, all ranks together."""
         width = 1 if self.dtype == "int8" else DTYPES[self.dtype].itemsize
         return width * sum(math.prod(t.shape) for t in self.manifest.tensors.values())
 
 
-def check_room(reading: Reading, world: int, held: int) -> None:
-    """`held`: bytes of the version that serves, on one rank. Raises NoRoom."""
-    needed, free = reading.bytes // world, room(torch.device(reading.device))
-    if needed > free:
-        raise NoRoom(
-            f"it takes {needed >> 20} MiB beside the old one, {free >> 20} MiB are free",
-            alone=0 < needed <= free + held,
-        )
+def tier_of(reading: Reading, world: int, held: int, *, alike: bool) -> Tier:
+    """`held`: bytes of the version that serves, on one rank. `alike`: only its weights differ from
+    that. Raises NoRoom."""
+    device = torch.device(reading.device)
+    apart = device.type != "cpu"
+    free = Room(room(device), host_room() if apart else room(device), apart)
+    return choose(reading.bytes // world, held, free, alike=alike and world == 1)
 
 
 def read_whole(reading: Reading, cancelled: Callable[[], bool]) -> Network:
     """On one device."""
     network = choose_network(
-        _decoder(reading),
+        reading.decoder,
         dtype=DTYPES[reading.dtype],
         device=reading.device,
         page_size=reading.page_size,
         int8=reading.dtype == "int8",
+    )
+    return _filled(network, reading, cancelled)
+
+
+def read_twin(reading: Reading, cancelled: Callable[[], bool]) -> Network:
+    """In the host's memory, in the layout of the device: to be exchanged with what is there."""
+    network = DecoderNetwork(
+        reading.decoder,
+        dtype=DTYPES[reading.dtype],
+        device="cpu",
+        int8=reading.dtype == "int8",
+        packs=False,
     )
     return _filled(network, reading, cancelled)
 
@@ -88,7 +103,7 @@ def read_part(reading: Reading, rank: int, world: int, group: dist.ProcessGroup)
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + rank)
     network = choose_network(
-        _decoder(reading),
+        reading.decoder,
         dtype=DTYPES[reading.dtype],
         device=device,
         page_size=reading.page_size,
@@ -98,10 +113,6 @@ def read_part(reading: Reading, rank: int, world: int, group: dist.ProcessGroup)
         int8=reading.dtype == "int8",
     )
     return _filled(network, reading, lambda: False)
-
-
-def _decoder(reading: Reading) -> DecoderConfig:
-    return DecoderConfig.parse(reading.manifest.model.get("config") or {})
 
 
 def _filled(network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]) -> Network:

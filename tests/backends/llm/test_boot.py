@@ -13,8 +13,8 @@ from backends.config import parse
 from backends.errors import ConfigError, ModelFailed
 from backends.llm import boot, weights
 from backends.llm.boot import pages_of
-from backends.llm.weights import Reading, check_room
-from backends.tiers import NoRoom
+from backends.llm.weights import Reading, tier_of
+from backends.tiers import NoRoom, Tier
 
 GIB = 1 << 30
 
@@ -64,9 +64,20 @@ def test_weights_are_what_they_were_trained_as_or_what_is_wanted():
 
 def test_a_version_without_room_waits_or_wants_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(weights, "room", lambda device: 3 * GIB)
-    check_room(reading(), 1, 0)
-    check_room(reading("fp32"), 2, 0)
+    for given, world in ((reading(), 1), (reading("fp32"), 2)):
+        assert tier_of(given, world, 0, alike=False) is Tier.BESIDE
     for held, alone in ((0, False), (GIB // 2, False), (2 * GIB, True)):
-        with pytest.raises(NoRoom, match="4096 MiB beside the old one, 3072 MiB are free") as found:
-            check_room(reading("fp32"), 1, held)
+        with pytest.raises(NoRoom, match=r"it takes 4096 MiB .*and 3072 MiB are free") as found:
+            tier_of(reading("fp32"), 1, held, alike=True)
         assert found.value.alone is alone
+
+
+def test_a_gpu_without_room_exchanges_weights_that_are_alike_with_the_hosts(monkeypatch):
+    monkeypatch.setattr(weights, "room", lambda device: 3 * GIB)
+    monkeypatch.setattr(weights, "host_room", lambda: 9 * GIB)
+    given = reading("fp32")._replace(device="cuda:0")
+    assert tier_of(given, 1, 4 * GIB, alike=True) is Tier.EXCHANGE
+    for host, alike in ((9 * GIB, False), (GIB, True)):
+        monkeypatch.setattr(weights, "host_room", lambda host=host: host)
+        with pytest.raises(NoRoom):
+            tier_of(given, 1, 4 * GIB, alike=alike)

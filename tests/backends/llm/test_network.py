@@ -100,3 +100,22 @@ def test_a_page_takes_what_is_said() -> None:
     cache = served.new_cache(10, 16)
     assert cache.pages == 10 and cache.page_size == 16
     assert sum(t.nbytes for t in cache) == 10 * served.page_bytes(16)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_twins_exchange_their_weights_where_these_are(int8: bool) -> None:
+    models = decoder("qwen3"), decoder("qwen3", 4)
+    served, twin = (
+        DecoderNetwork(model.config, dtype=torch.bfloat16, int8=int8, packs=False)
+        for model in models
+    )
+    told = []
+    for network, model in zip((served, twin), models, strict=True):
+        network.load_(model.state_dict())
+        told.append(Pager(network).run({"a": [1, 2, 3]})["a"])
+    places = [tensor.data_ptr() for tensor in served._tensors()]
+    served.exchange_(twin)
+    for network, wanted in ((served, told[1]), (twin, told[0])):
+        assert torch.equal(Pager(network).run({"a": [1, 2, 3]})["a"], wanted)
+    assert [tensor.data_ptr() for tensor in served._tensors()] == places
+    assert not torch.equal(*told)
