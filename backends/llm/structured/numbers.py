@@ -1,12 +1,16 @@
-"""Integers between two bounds, as texts: which digits may stand where."""
+"""Numbers between two bounds, as texts: which digits may stand where."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from backends.llm.errors import BadGrammar
 from backends.llm.structured.grammar import Chars, Either, Form, Series, Text, Times
 
 # So many digits, every reader of JSON takes.
 MOST = 10**16 - 1
+# With fractions of so many digits and wholes below this, nothing is rounded to a bound when read.
+FRACTION, WIDE = 5, 10**9
 DIGIT = Chars.of([(0x30, 0x39)])
 
 
@@ -22,6 +26,52 @@ def integers(low: int | None, high: int | None) -> Form:
     if high >= 0:
         forms.append(_natural(max(0, low), high))
     return Either(tuple(forms))
+
+
+class Bound(NamedTuple):
+    """A whole number; `open`: it is outside itself."""
+
+    value: int
+    open: bool = False
+
+
+def numbers(low: Bound | None, high: Bound | None) -> Form:
+    """Decimals from `low` to `high`, fractions included; None: as far as a fraction is told from a
+    whole, and whole numbers beyond. Raises BadGrammar for none."""
+    least, most = low or Bound(-WIDE), high or Bound(WIDE)
+    forms: list[Form] = []
+    if least.value < 0:
+        top = Bound(0, True) if most.value >= 0 else Bound(-most.value, most.open)
+        forms += [
+            Series((Text("-"), form)) for form in _decimals(top, Bound(-least.value, least.open))
+        ]
+    if most.value >= 0:
+        forms += _decimals(Bound(0) if least.value < 0 else least, most)
+    if high is None:
+        forms.append(integers(max(WIDE, least.value) + 1, None))
+    if low is None:
+        forms.append(integers(None, min(-WIDE, most.value) - 1))
+    if not forms:
+        raise BadGrammar(f"there is no number from {least.value} to {most.value}")
+    return Either(tuple(forms))
+
+
+def _decimals(low: Bound, high: Bound) -> list[Form]:
+    """Those of 0 and more."""
+    begin = low.value + low.open
+    forms: list[Form] = []
+    if low.open and low.value < high.value:
+        forms.append(Series((Text(str(low.value)), _PART)))
+    if begin < high.value:
+        forms.append(Series((_natural(begin, high.value - 1), Times(_ANY_PART, 0, 1))))
+    if begin <= high.value and not high.open:
+        forms.append(Text(str(high.value)))
+    return forms
+
+
+_ANY_PART = Series((Text("."), Times(DIGIT, 1, FRACTION)))
+# Not zero.
+_PART = Series((Text("."), Times(DIGIT, 0, FRACTION - 1), Chars.of([(0x31, 0x39)])))
 
 
 def _natural(low: int, high: int) -> Form:

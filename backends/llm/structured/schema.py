@@ -39,7 +39,7 @@ from backends.llm.structured.json_grammar import (
     escaped,
     listed,
 )
-from backends.llm.structured.numbers import integers
+from backends.llm.structured.numbers import WIDE, Bound, integers, numbers
 from backends.llm.structured.regex import parse_regex
 
 MAX_DEPTH, MAX_COUNT = 100, 10_000
@@ -116,9 +116,7 @@ class _Compiler:
             case "integer":
                 return _integer(schema, path)
             case "number":
-                for key in OF_TYPE["integer"] & schema.keys():
-                    raise BadGrammar(f"{path}/{key}: not supported for numbers, only for integers")
-                return NUMBER
+                return _number(schema, path)
             case "boolean":
                 return BOOLEAN
             case "null":
@@ -190,12 +188,20 @@ class _Compiler:
         if not first:
             item = self.form(items, f"{path}/items", depth + 1)
             return listed("[", Times(item, least, most, COMMA), "]")
-        if "minItems" in schema or "maxItems" in schema or items not in (True, False):
-            raise BadGrammar(f"{path}/prefixItems: not supported with items or their number")
         forms = [
             self.form(part, f"{path}/prefixItems/{at}", depth + 1) for at, part in enumerate(first)
-        ]
-        return listed("[", Listed(tuple((form, True) for form in forms), COMMA), "]")
+        ][:most]
+        parts: list[Form] = [Listed(tuple((form, True) for form in forms), COMMA)]
+        # More than the first ones only where something is said of them.
+        more = None if most is None else most - len(forms)
+        wanted = max(least - len(forms), 0)
+        if wanted and items is False:
+            raise BadGrammar(f"{path}/minItems: there are only {len(forms)} items")
+        if more != 0 and (wanted or isinstance(items, dict)):
+            item = self.form(items, f"{path}/items", depth + 1)
+            tail = Series((COMMA, Times(item, max(wanted, 1), more, COMMA)))
+            parts.append(tail if wanted else Times(tail, 0, 1))
+        return listed("[", Series(tuple(parts)) if forms else NOTHING, "]")
 
 
 def _string(schema: dict[str, Any], path: str) -> Form:
@@ -217,14 +223,7 @@ def _string(schema: dict[str, Any], path: str) -> Form:
 
 
 def _integer(schema: dict[str, Any], path: str) -> Form:
-    bounds: dict[str, int] = {}
-    for key in OF_TYPE["integer"] & schema.keys():
-        value = schema[key]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is not int or abs(value) >= 10**15:
-            raise BadGrammar(f"{path}/{key}: expected an integer below 10^15")
-        bounds[key] = value
+    bounds = _limits(schema, path)
     if not bounds:
         return INTEGER
     least = {"minimum": 0, "exclusiveMinimum": 1}
@@ -232,6 +231,39 @@ def _integer(schema: dict[str, Any], path: str) -> Form:
     low = max((bounds[key] + add for key, add in least.items() if key in bounds), default=None)
     high = min((bounds[key] - add for key, add in most.items() if key in bounds), default=None)
     return integers(low, high)
+
+
+def _number(schema: dict[str, Any], path: str) -> Form:
+    bounds = _limits(schema, path, WIDE)
+    if not bounds:
+        return NUMBER
+    # Of equal bounds the open one is the narrower.
+    lows = [
+        Bound(bounds[key], key != "minimum")
+        for key in ("minimum", "exclusiveMinimum")
+        if key in bounds
+    ]
+    highs = [
+        Bound(bounds[key], key != "maximum")
+        for key in ("maximum", "exclusiveMaximum")
+        if key in bounds
+    ]
+    low = max(lows, default=None)
+    high = min(highs, key=lambda bound: (bound.value, not bound.open), default=None)
+    return numbers(low, high)
+
+
+def _limits(schema: dict[str, Any], path: str, most: int = 10**15) -> dict[str, int]:
+    bounds: dict[str, int] = {}
+    for key in OF_TYPE["integer"] & schema.keys():
+        value = schema[key]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or abs(value) >= most:
+            digits = len(str(most)) - 1
+            raise BadGrammar(f"{path}/{key}: expected a whole number below 10^{digits}")
+        bounds[key] = value
+    return bounds
 
 
 def _check_known(schema: dict[str, Any], path: str) -> None:

@@ -48,6 +48,12 @@ SCHEMAS = [
     {"type": "integer", "exclusiveMinimum": 7},
     {"type": "integer", "exclusiveMaximum": -7},
     {"type": "number"},
+    {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+    {"type": "number", "exclusiveMinimum": -3, "maximum": 12},
+    {"type": "number", "minimum": 7},
+    {"type": "number", "exclusiveMaximum": 0},
+    {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "boolean"}},
+    {"type": "array", "prefixItems": [{"type": "null"}, True], "minItems": 2, "maxItems": 2},
     {"anyOf": [{"type": "integer"}, {"type": "object", "properties": {"a": {"const": 1}}}]},
     {"oneOf": [{"type": "string"}, {"type": "boolean"}]},
     {"allOf": [{"type": "boolean"}], "description": "one of them changes nothing"},
@@ -155,8 +161,10 @@ def test_nesting_has_an_end_and_no_dead_end():
         ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a/not: this keyword"),
         ({"type": "object", "patternProperties": {}}, "#/patternProperties: this keyword"),
         ({"type": "array", "items": {"type": "strin"}}, "#/items/type: expected one of"),
-        ({"type": "number", "minimum": 1}, "#/minimum: not supported for numbers"),
-        ({"type": "integer", "minimum": "1"}, "#/minimum: expected an integer"),
+        ({"type": "number", "minimum": 1.5}, "#/minimum: expected a whole number"),
+        ({"type": "number", "exclusiveMinimum": 2, "maximum": 2}, "no number from 2 to 2"),
+        ({"type": "integer", "minimum": "1"}, "#/minimum: expected a whole number"),
+        ({"prefixItems": [True], "items": False, "minItems": 2}, "#/minItems: there are only 1"),
         ({"type": "integer", "minimum": 2, "maximum": 1}, "no integer from 2 to 1"),
         ({"type": "integer", "multipleOf": 2}, "#/multipleOf: this keyword"),
         ({"type": "string", "format": "hostname"}, "#/format: expected one of date"),
@@ -180,3 +188,39 @@ def test_what_cannot_be_enforced_is_refused_with_its_path(schema, said):
     with pytest.raises(BadGrammar) as found:
         masks(schema)
     assert said in found.value.message and found.value.param == "s"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "good", "bad"),
+    [
+        ({"minimum": 0}, "0 0.5 17 1000000000001", "-0.1 -1"),
+        ({"minimum": 0, "maximum": 1}, "0 1 0.99999 0.0", "1.1 2 -0.5"),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "0.1 0.00001", "0 0.0 1 1.5"),
+        ({"minimum": -2, "maximum": 10}, "-2 -1.5 -0.1 0 9.9 10", "-2.1 -3 10.1 11"),
+        ({"exclusiveMinimum": -2, "maximum": -1}, "-1.9 -1 -1.1", "-2 -0.9 0"),
+        ({"maximum": -1}, "-1 -1.5 -2000000000", "-0.5 0"),
+        ({"minimum": 2, "exclusiveMinimum": 2}, "2.1 3", "2 1"),
+    ],
+)
+def test_numbers_keep_to_their_bounds(bounds, good, bad):
+    made = masks({"type": "number", **bounds})
+    assert all(permits(made, text) for text in good.split())
+    assert not any(permits(made, text) for text in bad.split())
+
+
+@pytest.mark.parametrize(
+    ("how", "good", "bad"),
+    [
+        ({"minItems": 2, "maxItems": 2}, ["[1,true]"], ["[1]", "[]", "[1,true,null]"]),
+        ({"maxItems": 1}, ["[1]"], ["[1,true]"]),
+        ({"minItems": 3, "items": {"type": "null"}}, ["[1,true,null]"], ["[1,true]"]),
+        ({"items": {"type": "null"}}, ["[1,true]", "[1,true,null,null]"], ["[1,true,2]"]),
+        ({"items": {"type": "null"}, "maxItems": 3}, ["[1,true,null]"], ["[1,true,null,null]"]),
+        ({"maxItems": 0}, ["[]"], ["[1]"]),
+    ],
+)
+def test_first_items_go_with_others_and_their_number(how, good, bad):
+    first = [{"type": "integer"}, {"type": "boolean"}]
+    made = masks({"type": "array", "prefixItems": first, **how})
+    assert all(permits(made, text) for text in good)
+    assert not any(permits(made, text) for text in bad)
