@@ -15,6 +15,8 @@ from backends.llm.network import DecoderNetwork
 from backends.llm.network_native import NativeNetwork, misfit
 from backends.models.config import DecoderConfig, UnsupportedModel
 from backends.models.decoder import Decoder
+from tests.backends.llm.fakes import generation
+from tests.backends.llm.fakes import run as through_an_engine
 from tests.backends.llm.pager import Pager
 from tests.backends.models.shapes import config
 
@@ -254,3 +256,36 @@ def test_what_else_is_in_a_step_and_how_it_is_cut_changes_no_bit(
         assert torch.equal(together[0][-1:], whole[-1:]) and torch.equal(together[1], alone)
         parts = said(threads, {"a": prompts["a"][:413]}, {"a": prompts["a"][413:]}, next)
         assert torch.equal(parts[1][-1:], whole[-1:]) and torch.equal(parts[2], alone)
+
+
+def test_an_engine_says_the_same_token_for_token_whatever_way_it_is_asked(library: Library) -> None:
+    model = decoder("qwen2")
+    network = NativeNetwork(model.config, library)
+    network.load_(model.state_dict())
+    shared = torch.randint(0, 101, (150,)).tolist()
+    asked = [
+        generation(
+            i,
+            shared[: (0, 30, 64, 150)[i % 4]] + torch.randint(0, 101, (1 + i,)).tolist(),
+            12,
+            temperature=float(i % 3 > 0),
+            top_p=0.9 if i % 3 > 1 else 1.0,
+            seed=i,
+            n=1 + i % 2,
+        )
+        for i in range(10)
+    ]
+    ways: list[dict[str, Any]] = [
+        {"token_budget": 4000, "reuse": False},
+        {"token_budget": 4000},  # a burst that shares what it computes
+        {"token_budget": 64, "max_running": 6, "pages": 13},
+    ]
+    told = [
+        through_an_engine(asked, network, **{"page_size": 16, "pages": 300} | way) for way in ways
+    ]
+    assert told[1][1].load().hit_tokens > 0 and told[2][1]._scheduler.preemptions > 0
+    assert told[0][0].tokens == told[1][0].tokens == told[2][0].tokens
+    for each in asked[:3]:
+        alone, _ = through_an_engine([each], network, page_size=16, pages=300)
+        for choice in range(each.n):
+            assert alone.tokens[each.key, choice] == told[0][0].tokens[each.key, choice]
