@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from itertools import cycle
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """`/status/N` answers N; `/close` answers and closes; `/drop` closes without an answer; `/slow`
-    answers after a tenth of a second, `/never` does not; `/timed` tells batches of 2 and 6. Others
-    are answered 200."""
+    answers after a tenth of a second, `/never` does not; `/stall` stops the whole server for 0.4 s;
+    `/timed` tells batches of 2 and 6. Others are answered 200."""
     batches = cycle((2, 6))
     try:
         while line := await reader.readline():
@@ -25,6 +26,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 break
             if path == "/never":
                 await asyncio.sleep(60)
+            if path == "/stall":
+                time.sleep(0.4)  # noqa: ASYNC251
             if path == "/slow":
                 await asyncio.sleep(0.1)
             status = int(path.split("/")[2]) if path.startswith("/status/") else 200

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from urllib.request import urlopen
 
 import pytest
 
@@ -122,3 +124,20 @@ async def test_nothing_is_left_behind(base):
     await load(f"{base}/slow", rate=50)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_server_that_stalls_is_seen_by_an_open_loop_and_hardly_by_a_closed_one(base):
+    # All of it stands still for 0.4 of 0.8 s: half of all users would have come meanwhile, and had
+    # to wait. A closed loop sends nothing meanwhile, so one answer a connection shows the stall.
+    asyncio.get_running_loop().call_later(0.2, urlopen_in_thread, f"{base}/stall")
+    how = {"connections": 4, "seconds": 0.8, "timeout_s": 5.0}
+    seen = await load(f"{base}/", rate=500, arrivals="constant", **how)
+    assert seen.ok == seen.sent and not seen.failed
+    assert 1 - seen.latency.share_within(0.1) > 0.3
+    asyncio.get_running_loop().call_later(0.2, urlopen_in_thread, f"{base}/stall")
+    hidden = await load(f"{base}/", **how)
+    assert 1 - hidden.latency.share_within(0.1) < 0.1
+
+
+def urlopen_in_thread(url):
+    threading.Thread(target=lambda: urlopen(url).close(), daemon=True).start()

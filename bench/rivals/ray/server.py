@@ -1,7 +1,7 @@
 """Ray Serve's own way to serve the small network: one deployment with `serve.batch`.
 
 Tuned as its performance guide says: an async method, room for as many requests as may come, a short
-window, and the throughput flags (set where this is launched).
+window, and the flags of its guide to high throughput (set where this is launched).
 """
 
 from __future__ import annotations
