@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from backends.checkpoint import Run
+from backends.models.decoder import Decoder
 from trainer.average import Average
 from trainer.commits import Commits
 from trainer.committer import Committer, Record
@@ -28,7 +29,7 @@ from trainer.model import Definition, define
 from trainer.optim import Optimizer
 from trainer.parallel import parallelise
 from trainer.partition.choose import balance_of, dealt, mesh_for
-from trainer.probe import Prober, probe_inputs
+from trainer.probe import Prober, TextProber, probe_inputs, prompts
 from trainer.publish import Publisher
 from trainer.pulse import Apart, Pulse, Reading
 from trainer.resume import Start
@@ -221,10 +222,12 @@ def _weight_files(session: Session, world: World, snapshot: Snapshot) -> WeightF
     return WeightFiles(snapshot.tensors, table, world.rank, world.ranks, world.background, limit)
 
 
-def _prober(session: Session, reporter: Reporter) -> Prober | None:
+def _prober(session: Session, reporter: Reporter) -> Prober | TextProber | None:
+    rows, held_out = session.loaded.config.checkpoint.probe, session.data.held_out
+    if issubclass(session.definition.class_, Decoder):
+        return TextProber(session.definition.served_on_meta, prompts(held_out, rows))
     model = session.definition.in_memory()
-    rows = session.loaded.config.checkpoint.probe
-    inputs = probe_inputs(model, session.data.held_out, rows)
+    inputs = probe_inputs(model, held_out, rows)
     if isinstance(inputs, str):
         reporter.event("no_probe", f"! manifests have no probe: {inputs}", reason=inputs)
         return None

@@ -32,7 +32,7 @@ from backends.checkpoint import (
 from trainer.config import CheckpointConfig
 from trainer.elastic import World
 from trainer.errors import StateFailed
-from trainer.probe import Prober
+from trainer.probe import Prober, TextProber
 from trainer.publish import Published, Publisher
 from trainer.state import Lineage, Snapshot, adopt, save, write_lineage
 from trainer.weights import WeightFiles
@@ -89,7 +89,7 @@ class Committer:
         record: Record,
         snapshot: Snapshot,
         files: WeightFiles,
-        prober: Prober | None,
+        prober: Prober | TextProber | None,
         *,
         attempt: str,
         parent: str | None,

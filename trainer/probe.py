@@ -7,17 +7,21 @@ the staged files, read back, through the model's own `infer`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from backends.checkpoint import Probe
+from backends.models.certain import decoder_probe
+from backends.models.decoder import Decoder
 from backends.wire import Signature
 from trainer.data import Source
 from trainer.errors import BadPlugin
 
+# Tokens of a text after which a language model is asked to go on.
+PROMPT = 32
 _DTYPES = {
     "BOOL": torch.bool,
     "UINT8": torch.uint8,
@@ -41,11 +45,7 @@ class Prober:
 
     def __call__(self, folder: Path) -> Probe:
         """The probe of the weights in `folder`, a staged model/. Raises what reading raises."""
-        from safetensors.torch import load_file
-
-        weights: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(file)
+        weights = _read(folder)
         # Tied parameters are stored under one name; the model shares them by itself.
         missing, unexpected = self._model.load_state_dict(weights, strict=False)
         shared = _aliases(self._model)
@@ -58,6 +58,40 @@ class Prober:
             inputs={name: tensor.tolist() for name, tensor in self._inputs.items()},
             outputs={name: _values(name, tensor) for name, tensor in _telling(outputs).items()},
         )
+
+
+class TextProber:
+    """Of a language model: what it goes on with after held-out texts, as far as it is sure. Its
+    weights are the mapped files themselves, so it takes no memory of its own."""
+
+    def __init__(self, on_meta: Callable[[], nn.Module], prompts: Sequence[list[int]]) -> None:
+        self._on_meta, self._prompts = on_meta, prompts
+
+    def __call__(self, folder: Path) -> Probe | None:
+        """None while it is sure of nothing."""
+        model, weights = self._on_meta().eval(), _read(folder)
+        assert isinstance(model, Decoder)
+        for name, first in _aliases(model).items():
+            weights.setdefault(name, weights[first])
+        model.load_state_dict(weights, assign=True)
+        context = model.config.context
+        asked = [prompt for prompt in self._prompts if 0 < len(prompt) < context]
+        return decoder_probe(model, asked)
+
+
+def prompts(held_out: Source, rows: int) -> list[list[int]]:
+    """How held-out texts begin; none where the data has no texts of its own."""
+    batch = held_out.take(torch.arange(min(rows, len(held_out))))
+    return [row[: min(PROMPT, len(row) // 2)].tolist() for row in batch.get("tokens", ())]
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ has the bits that were staged.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from trainer.average import Average
 from trainer.errors import BadPlugin, RunMismatch, StateFailed
 from trainer.optim import Optimizer
 from trainer.shards import is_sharded, local, wrapper
+from trainer.sizes import size
 from trainer.sync import Method
 from trainer.sync.restore import choose_sources
 
@@ -197,8 +199,17 @@ def save(snapshot: Snapshot, staging: Staging, group: dist.ProcessGroup | None) 
 
     _expect_one_process(group)
     writer = FileSystemWriter(staging.folder / FOLDER, thread_count=1, sync_files=True)
-    with _translated():
-        dcp_save(snapshot.kept(), storage_writer=writer, process_group=group, no_dist=group is None)
+    try:
+        with _translated():
+            dcp_save(
+                snapshot.kept(), storage_writer=writer, process_group=group, no_dist=group is None
+            )
+    except StateFailed as error:
+        # torch's writer says of a full disk only that it is elsewhere in its file than it expected.
+        free = shutil.disk_usage(staging.folder).free
+        if free > snapshot.nbytes:
+            raise
+        raise StateFailed(error.rank, f"{error.reason}; the disk has {size(free)} left") from error
 
 
 @contextmanager

@@ -317,3 +317,17 @@ def test_what_the_gate_refuses_on_the_way_is_committed_only(run, train_here):
 def test_what_is_published_on_the_way_must_be_committed_there(train_here, every):
     with pytest.raises(ConfigError, match=r"multiple of checkpoint\.every"):
         train_here("checkpoint.every=5", f"publish.every={every}")
+
+
+def test_a_full_disk_is_named_where_torch_does_not(train_here, monkeypatch):
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", fail)
+    monkeypatch.setattr(
+        "trainer.state.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0)
+    )
+    with pytest.raises(CommitFailed, match=r"unexpected pos 704 vs 598; the disk has 0 B left"):
+        train_here("steps=5")
