@@ -34,11 +34,11 @@ class ServedModel(Protocol):
 
     def infer(self, **inputs: Any) -> Mapping[str, Any]:
         """Batch in, batch out: each tensor has the batch first; BYTES come, and may be returned,
-        as a list of flat `list[bytes]` per row. Runs under `torch.inference_mode` on the device
-        thread, and once more with each request alone after it raised. Inputs with a variable
-        dimension come with `<input>_lengths` where the signature pads or concatenates; an output
-        is cut to each request's part if `<output>_lengths` is returned. What is returned must not
-        be written to again: its memory is sent as it is."""
+        as a list of flat `list[bytes]` per row; numpy arrays may be returned too. Runs under
+        `torch.inference_mode` on the device thread, and once more with each request alone after it
+        raised. Inputs with a variable dimension come with `<input>_lengths` where the signature
+        pads or concatenates; an output is cut to each request's part if `<output>_lengths` is
+        returned. What is returned must not be written to again: its memory is sent as it is."""
         ...
 
 

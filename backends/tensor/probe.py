@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ def check_probe(runner: Runner, model: ServedModel, signature: Signature, probe:
     found, _ = runner.attempt(model, signature, _job(signature, inputs, None).pieces())
     for name, expected in probe.outputs.items():
         value = found[name]
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value))
         if not isinstance(value, Tensor):
             same = _text(value) == _text(expected)
         else:

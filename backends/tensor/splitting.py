@@ -16,6 +16,7 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ def _lengths(
     if name not in outputs or any(name == other.name for other in signature.outputs):
         return None
     value = outputs[name]
-    lengths = value.tolist() if isinstance(value, Tensor) else list(value)
+    lengths = value.tolist() if isinstance(value, Tensor | np.ndarray) else list(value)
     if len(lengths) != rows or not all(type(n) is int and n >= 0 for n in lengths):
         raise SignatureBreach(
             f"output {name!r} must hold {rows} whole numbers from 0, one a row", param=name
@@ -102,9 +103,13 @@ def _lengths(
 
 
 def _tensor(spec: TensorSpec, value: object) -> Tensor:
+    if isinstance(value, np.ndarray):
+        value = _from_numpy(spec, value)
     if not isinstance(value, Tensor):
         kind = type(value).__name__
-        raise SignatureBreach(f"output {spec.name!r} is {kind}, not a tensor", param=spec.name)
+        raise SignatureBreach(
+            f"output {spec.name!r} is {kind}, not a tensor or a numpy array", param=spec.name
+        )
     if value.dtype is not TORCH[spec.datatype]:
         found = OIP.get(value.dtype, str(value.dtype))
         raise SignatureBreach(
@@ -113,6 +118,18 @@ def _tensor(spec: TensorSpec, value: object) -> Tensor:
     if value.requires_grad:
         value = value.detach()
     return value.cpu().contiguous()
+
+
+def _from_numpy(spec: TensorSpec, array: np.ndarray[Any, Any]) -> Tensor:
+    """Its memory as it is where torch can take it: in order and writable."""
+    try:
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    except (TypeError, ValueError) as error:
+        raise SignatureBreach(
+            f"output {spec.name!r} is a numpy array of {array.dtype}, its signature says "
+            f"{spec.datatype}",
+            param=spec.name,
+        ) from error
 
 
 def _check_shape(spec: TensorSpec, found: Sequence[int], wanted: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,7 +97,7 @@ def test_a_model_that_exits_does_not_end_the_process():
         ("dtype", "output 'y' is FP64, its signature says FP32", "y"),
         ("shape", "output 'y' has shape [1, 2], its signature says [1, 1]", "y"),
         ("batch", "output 'y' has shape [0, 1], its signature says [1, 1]", "y"),
-        ("kind", "output 'y' is list, not a tensor", "y"),
+        ("kind", "output 'y' is list, not a tensor or a numpy array", "y"),
         ("none", "infer returned NoneType, not a mapping", None),
     ],
 )
@@ -106,6 +107,39 @@ def test_a_breach_of_the_signature_is_named(how, said, param):
         assert isinstance(fault, Fault)
         assert said in fault.message
         assert (fault.status, fault.code, fault.param) == (500, "model_error", param)
+
+
+def in_numpy(make):
+    model = Scale()
+    infer = model.infer
+    model.infer = lambda x: {"y": make(infer(x)["y"].numpy())}
+    return Device(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: y,
+        lambda y: np.asfortranarray(np.repeat(y, 2, 1))[:, ::2],
+        lambda y: np.broadcast_to(y, y.shape),  # which may not be written to
+    ],
+)
+def test_numpy_arrays_are_as_good_as_tensors(make):
+    (answers,) = in_numpy(make).run(frame((1.0,), (2.0, 3.0)))
+    assert ys(answers) == [[2.0], [4.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda y: y.astype("f8"), "output 'y' is FP64, its signature says FP32"),
+        (lambda y: y.astype(object), "output 'y' is a numpy array of object"),
+        (lambda y: y.astype(">f4"), "output 'y' is a numpy array of >f4"),
+    ],
+)
+def test_numpy_arrays_of_another_type_are_named(make, said):
+    (answers,) = in_numpy(make).run(frame((1.0,)))
+    assert said in answers[0].message and answers[0].param == "y"
 
 
 def test_nan_is_no_error():
