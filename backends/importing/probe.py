@@ -2,8 +2,7 @@
 
 Owns the inputs and how near an answer must be. The answers come from the staged files, read back,
 through the model as the trainer has it, on the CPU: a replica that answers otherwise has other
-numbers or other arithmetic. Invariant: of a language model only tokens that it is sure of are
-asked, so that no rounding on another device, or of int8, makes a good version fail.
+numbers or other arithmetic. Of a language model: see `backends.models.certain`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from backends.checkpoint import Probe
 from backends.importing.blueprint import Blueprint
 from backends.importing.material import ImportFailed
 from backends.model import import_class
+from backends.models.certain import decoder_probe
 from backends.models.decoder import Decoder
 from backends.models.efficientnet import EfficientNetLite
 from backends.models.embedder import BertEmbedder
@@ -28,11 +28,6 @@ from backends.tensor.probe import ramp
 # What any language model goes on with in one way only, if it has learned anything.
 PROMPTS = ("1 2 3 4 5 6 7 8 9 10", "The capital of France is", "a b c d e f g h i j")
 TEXTS = ("The gate that meters water into turbines.", "A cheetah chases its prey.")
-MOST_TOKENS = 4
-# By so much, in logits, the chosen token must be above the next one. int8 moves them by 0.3.
-SURE = 1.5
-# Of log-probabilities; rounding to bfloat16 moves them by 0.05, int8 weights by 0.2.
-NEAR = 0.5
 # (rtol, atol) of embeddings and of probabilities. GPUs round convolutions to ten bits.
 FINE, COARSE = (2e-2, 2e-4), (1e-1, 1e-2)
 # Bytes of an image that has a structure: place · step, modulo a prime.
@@ -45,7 +40,7 @@ def make_probe(plan: Blueprint, folder: Path, files: Mapping[str, bytes]) -> Pro
     model = _model(plan, folder)
     with torch.inference_mode():
         if isinstance(model, Decoder):
-            return _of_decoder(model, _encoded(files, PROMPTS, model.config.vocabulary))
+            return decoder_probe(model, _encoded(files, PROMPTS, model.config.vocabulary))
         if isinstance(model, EfficientNetLite):
             image = ramp((1, *model.signature.inputs[0].shape), torch.uint8, RAMP)
             return _of_tensors(plan, {"image": RAMP}, model.infer(image))
@@ -82,36 +77,6 @@ def _encoded(files: Mapping[str, bytes], texts: Sequence[str], known: int) -> li
     library.no_padding()
     found = [library.encode(text).ids for text in texts]
     return [ids for ids in found if ids and max(ids) < known]
-
-
-def _of_decoder(model: Decoder, prompts: Sequence[list[int]]) -> Probe | None:
-    """Of the prompt that gives the most tokens."""
-    best: tuple[list[int], list[int], list[float]] | None = None
-    for prompt in prompts:
-        tokens, logprobs = _sure(model, prompt)
-        if tokens and (best is None or len(tokens) > len(best[1])):
-            best = prompt, tokens, logprobs
-        if len(tokens) == MOST_TOKENS:
-            break
-    if best is None:
-        return None
-    prompt, tokens, logprobs = best
-    return Probe({"prompt": prompt}, {"tokens": tokens, "logprobs": logprobs}, 0.0, NEAR)
-
-
-def _sure(model: Decoder, prompt: list[int]) -> tuple[list[int], list[float]]:
-    """Greedy tokens and their log-probabilities, as far as the model is sure of them."""
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    room = min(MOST_TOKENS, model.config.context - len(prompt))
-    while len(tokens) < room:
-        logits = model(torch.tensor([[*prompt, *tokens]]))[0, -1].float()
-        (first, second), (token, _) = (found.tolist() for found in logits.topk(2))
-        if not first - second >= SURE:
-            break
-        tokens.append(token)
-        logprobs.append(float(logits.log_softmax(-1)[token]))
-    return tokens, logprobs
 
 
 def _of_tensors(

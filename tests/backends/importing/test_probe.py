@@ -13,9 +13,9 @@ from transformers import BertConfig, BertModel
 from backends.checkpoint import Run, read_tensors
 from backends.claim import ProbeMismatch
 from backends.importing.deposit import deposit
-from backends.importing.probe import MOST_TOKENS, SURE
 from backends.importing.sources import opened
 from backends.model import import_class
+from backends.models.certain import MOST_TOKENS, SURE
 from backends.models.efficientnet import EfficientNetLite
 from backends.tensor.probe import check_probe
 from backends.tensor.runner import Runner
