@@ -188,6 +188,11 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         self.abort()
 
+    def cut(self) -> None:
+        """Close it at once; who has an exchange on it hears that it failed."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # --------------------------------------------------------------------------- the socket's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -69,6 +69,9 @@ class ConnectionPool:
                 connection = await self.connect()
             except (OSError, TimeoutError, PoolExhausted) as error:
                 on_open(error)
+            except asyncio.CancelledError:
+                on_open(ConnectionError("this upstream is no longer used"))
+                raise
             else:
                 on_open(connection)
 
@@ -119,7 +122,7 @@ class ConnectionPool:
         """Close all; an exchange under way hears that its connection failed."""
         self.retire()
         for connection in list(self._all):
-            connection.close()
+            connection.cut()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

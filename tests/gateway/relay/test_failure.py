@@ -289,6 +289,27 @@ async def test_a_replica_that_accepts_and_never_answers_gets_no_more(monkeypatch
         never.set()
 
 
+@pytest.mark.parametrize("method, status", [("GET", 200), ("POST", 502)])
+async def test_requests_on_connections_that_are_given_up_hear_of_it(method, status):
+    """As when a process has come back on another port, and the old one's are closed."""
+    never = asyncio.Event()
+
+    async def script(call):
+        if len(upstream.calls) == 1:
+            await never.wait()
+        await call.answer(b"again")
+
+    upstream = Upstream("a", script)
+    async with relaying(upstream) as gateway:
+        reply = await gateway.ask(method=method, body=b"x", complete=False)
+        await until(lambda: upstream.calls)
+        replica = gateway.pool.replicas[0]
+        await replica._move(Endpoint.parse(f"http://localhost:{upstream.port}"))
+        await until(lambda: reply.complete)
+        assert reply.status == status
+        never.set()
+
+
 async def test_a_look_at_health_leaves_its_connection_to_nobody():
     """It is closed when the look is over: a request that had taken it would never be answered."""
     upstream = Upstream("a")
