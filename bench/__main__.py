@@ -71,6 +71,11 @@ def _run(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help='only these; "" for none (default: all; in a quick run the fast ones)',
     )
+    parser.add_argument(
+        "--interpreted",
+        action="store_true",
+        help="do not compile the gateway's hot path first, which `gateway compile` does for users",
+    )
 
 
 def _load(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.build import build
 from bench.models.device import BadCurve
 from bench.record import Record
 from bench.rivals import ALL, NoSuchRival
@@ -36,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # The table is for people; the line alone goes to standard output's end.
     console = Console(highlight=False)
+    how = build(args.scenario, console, interpreted=args.interpreted)
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         options = Options(
             quick=args.quick,
@@ -46,7 +48,11 @@ def main(args: argparse.Namespace) -> int:
         )
         try:
             record = find(args.scenario).run(options)
-            record = replace(record, detail={"quick": args.quick, **record.detail})
+            record = replace(
+                record,
+                detail={"quick": args.quick, **record.detail},
+                versions={**record.versions, "gateway": how},
+            )
         except (NoSuchRival, BadCurve) as error:
             print(f"bench run: {error}", file=sys.stderr)
             return 2
