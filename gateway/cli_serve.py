@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateway import compiled
 from gateway.config import ConfigError, ServerConfig
 from gateway.listening import ListenError, Listening
 from gateway.metrics import Family
 from gateway.operations import Operations
 from gateway.settings import Settings
 from gateway.supervisor import AdminServer, Supervisor
+
+log = logging.getLogger("penstock.gateway")
 
 
 def serve(file: Path, overrides: Sequence[str]) -> int:
@@ -27,6 +30,8 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
         print(f"{error}\nnothing was started", file=sys.stderr)
         return 2
     log_to_stderr(settings.config.server.log_level)
+    if compiled.missing():
+        log.info("interpreted; after `python -m gateway compile` workers take up to twice the load")
     try:
         return asyncio.run(_serve(settings))
     except ListenError as error:

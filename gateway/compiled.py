@@ -44,13 +44,16 @@ class CannotCompile(Exception):
     """There is no mypyc, no C compiler, or the sources do not pass."""
 
 
+def missing() -> bool:
+    """Whether there is no build of these very sources, though one would be used."""
+    return os.environ.get(OFF) != "0" and not _place().is_dir()
+
+
 def use() -> bool:
     """Import the build from now on, if there is one of these very sources; whether there is.
     `PENSTOCK_COMPILED=0` in the environment: never."""
-    if os.environ.get(OFF) == "0":
-        return False
     place = _place()
-    if not place.is_dir():
+    if os.environ.get(OFF) == "0" or not place.is_dir():
         return False
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     files = {
