@@ -180,6 +180,7 @@ class HttpFleet:
             loop=self._loop,
             rng=self._rng,
         )
+        replica.newcomer = pool.ready
         now = self._loop.time()
         if spec.name in self._drained:
             replica.load.drain(now)

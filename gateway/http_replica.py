@@ -72,6 +72,7 @@ class HttpReplica:
         self.prefix = b""
         self.condition, self.why = "loading", "not looked at yet"
         self.restarts = 0  # how often it came back
+        self.newcomer = False  # others served before it came: it begins slowly
         self.met = asyncio.Event()  # it has been looked at
         self._config, self._relay, self._locate = config, relay, locate
         self._on_change, self._loop, self._rng = on_change, loop, rng
@@ -229,5 +230,6 @@ class HttpReplica:
         log.info("replica=%s state=%s reason=%s", self.name, condition, why)
         if condition == "ready":
             self.restarts += before == "unreachable"
-            self.load.restart(self._loop.time())
+            if self.newcomer or before == "unreachable":
+                self.load.restart(self._loop.time())
         self._on_change()

@@ -189,7 +189,7 @@ async def test_a_drained_replica_finishes_what_it_has():
         assert gateway.pool.replicas[0].load.weight == 3.0
 
 
-async def test_a_process_that_has_not_answered_yet_is_loading_and_begins_slowly(tmp_path):
+async def test_a_process_that_has_not_answered_yet_is_loading_and_newcomers_begin_slowly(tmp_path):
     upstream = Upstream("a")
     await upstream.start()
     run = 'name = "own"\nkind = "http"\ncommand = ["x", "{port}"]\nhealth_s = 0.01\n'
@@ -203,12 +203,16 @@ async def test_a_process_that_has_not_answered_yet_is_loading_and_begins_slowly(
         assert own.state == "loading" and "not been started" in pool.reason()
         (tmp_path / "own.port").write_text(str(upstream.port))
         await until(lambda: own.ready)
-        assert own.load.ramping and own.restarts == 0
+        assert not own.load.ramping and own.restarts == 0  # it is no slower than others
         await upstream.stop()
         await until(lambda: own.state == "unreachable")
         await upstream.start()
         await until(lambda: own.ready)
-        assert own.restarts == 1
+        assert own.load.ramping and own.restarts == 1
+        second = text + replica("second", upstream.port)
+        fleet.apply(parse(second, PATH, {}))
+        await until(lambda: len(pool.replicas) == 2 and pool.replicas[1].ready)
+        assert pool.replicas[1].load.ramping
     finally:
         await fleet.close()
         await upstream.stop()
