@@ -226,8 +226,8 @@ def roofline(record: Record, pen: Pen) -> Figure | None:
     for who, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), **{**pen.line(who), "linewidth": 0.8})
     title = f"roofline: {number(bandwidth)} GB/s and {number(peak)} GFLOP/s, as measured"
-    finish(axes, title, "FLOP per byte of memory read", "GFLOP/s", log_y=True)
     axes.set_xscale("log")
+    finish(axes, title, "FLOP per byte of memory read", "GFLOP/s", log_y=True)
     legend(figure, axes)
     return figure
 

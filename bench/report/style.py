@@ -58,7 +58,7 @@ class Pen:
             "label": who,
             "color": self.colour(who),
             "linewidth": 2.6 if ours else 1.3,
-            "linestyle": "--" if who == FLOOR else "-",
+            "linestyle": "--" if who == FLOOR else ":" if ours and who != OURS else "-",
             "marker": "o" if ours else MARKERS[self.names.get(who, 0) % len(MARKERS)],
             "markersize": 5 if ours else 3.5,
             "zorder": 5 if ours else 3,
