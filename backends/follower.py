@@ -1,31 +1,23 @@
 """Follows a channel: watches it, loads what it points at, swaps, and goes back where it must.
 
-Owns the threads of the reload (one that watches, one that loads) and does what `Reload` decides; it
-decides nothing itself. Everything but those threads runs on the event loop. Invariant: the device
-thread sees of a reload only the swap.
+Owns the threads that load and clean up, and does what `Reload` decides; it decides nothing itself.
+Everything but those threads runs on the event loop. Invariant: the device thread sees of a reload
+only the swap.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from backends.checkpoint import (
-    ChannelMoved,
-    ChannelRecord,
-    CheckpointError,
-    Run,
-    publish,
-    quarantine,
-    read_channel,
-)
+from backends.checkpoint import ChannelRecord, CheckpointError, Run, quarantine
 from backends.errors import Conflict
 from backends.events import Events
+from backends.pointing import Pointing
 from backends.probation import Measures, Probation
 from backends.reload import (
     Action,
@@ -42,6 +34,7 @@ from backends.reload import (
     Swap,
     Target,
 )
+from backends.watching import Watching
 
 
 class Loaded(Protocol):
@@ -126,24 +119,29 @@ class Follower(Generic[V]):
         it looked at now."""
         self._run, self._channel, self._loader = run, channel, loader
         self._reload, self._host, self._events = reload, host, events
-        self._poll_s, self._slowdown = poll_s, slowdown
-        self._copy_of, self._look = copy_of, look
+        self._slowdown, self._look = slowdown, look
         self._loop = asyncio.get_running_loop()
+        self._pointing = Pointing(run, events, copy_of)
+        self._watching = Watching(
+            run,
+            channel,
+            poll_s=poll_s,
+            found=lambda record: self._post(self._found, record),
+            unread=lambda reason: self._post(self._unread, reason),
+        )
         self._versions: dict[str, V] = {}  # by manifest hash
         self._measures: dict[str, Measures] = {}  # by version
         self._probation: Probation | None = None
         self._cancel = threading.Event()
-        self._stop, self._nudge = threading.Event(), threading.Event()
         self._unreadable = ""
         self._seen_any = False
 
     def start(self) -> None:
-        threading.Thread(target=self._watch, name="channel", daemon=True).start()
+        self._watching.start()
 
     def stop(self) -> None:
         """No more loads. `close` the versions once nothing is served from them."""
-        self._stop.set()
-        self._nudge.set()
+        self._watching.stop()
         self._cancel.set()
 
     def close(self) -> None:
@@ -202,7 +200,7 @@ class Follower(Generic[V]):
         """An operator's reload: read the channel now, and try again what was refused here."""
         self._look()
         self._do(self._reload.retry(time.monotonic()))
-        self._nudge.set()
+        self._watching.look_again()
 
     def roll_back(self) -> None:
         """Raises Conflict."""
@@ -228,13 +226,8 @@ class Follower(Generic[V]):
     def point(
         self, channel: str, like: str, version: str, before: str
     ) -> asyncio.Future[dict[str, Any]]:
-        """Point `channel` of the run to where channel `like` points, if that is at `version` and
-        `channel` is at `before` ("": wherever it is). The new record; or Conflict."""
-        if self._copy_of:
-            raise Conflict(f"its run is a copy of {self._copy_of}: publish there")
-        done: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._background("point", self._point, done, channel, like, version, before)
-        return done
+        """As `Pointing` does. Raises Conflict."""
+        return self._pointing(channel, like, version, before)
 
     def observe(self, batch: Ran) -> None:
         """A batch has run."""
@@ -304,26 +297,6 @@ class Follower(Generic[V]):
         with suppress(RuntimeError):  # the loop is closed: the replica has ended
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _watch(self) -> None:
-        """The channel's file is replaced as a whole, so its identity tells of a change."""
-        path = self._run.channels / f"{self._channel}.json"
-        seen: tuple[int, int, int] | None = None
-        while not self._stop.is_set():
-            nudged = self._nudge.is_set()
-            self._nudge.clear()
-            try:
-                found = os.stat(path)
-                identity = (found.st_ino, found.st_mtime_ns, found.st_size)
-                if identity != seen or nudged:
-                    self._post(self._found, read_channel(self._run, self._channel))
-                    seen = identity
-            except FileNotFoundError:
-                seen = None
-            except Exception as error:  # whatever it is, look again
-                self._post(self._unread, f"{path}: {error}")
-                seen = None
-            self._nudge.wait(self._poll_s)
-
     def _load(self, target: Target, beside: bool, cancel: threading.Event) -> None:
         try:
             version = self._loader.from_checkpoint(
@@ -339,18 +312,6 @@ class Follower(Generic[V]):
             self._post(self._failed, target, Failure.REFUSED, repr(error))
         else:
             self._post(self._loaded, target, version)
-
-    def _point(self, done: asyncio.Future[dict[str, Any]], *arguments: str) -> None:
-        try:
-            record = copy_channel(self._run, *arguments)
-        except (CheckpointError, OSError, ValueError) as error:
-            self._post(_settle, done, Conflict(str(error)))
-        except Exception as error:  # a defect of ours: who asked is told, nothing else suffers
-            self._post(_settle, done, error)
-        else:
-            self._events("channel.pointed", channel=record.name, version=record.version)
-            told = {"channel": record.name, "version": record.version}
-            self._post(_settle, done, {**told, "generation": record.generation})
 
     def _quarantine(self, target: Target, why: dict[str, Any]) -> None:
         try:
@@ -391,26 +352,3 @@ class Follower(Generic[V]):
 
     def _swapped(self, target: Target) -> None:
         self._do(self._reload.swapped(target, time.monotonic()))
-
-
-def copy_channel(run: Run, channel: str, like: str, version: str, before: str) -> ChannelRecord:
-    """Raises ChannelMoved where one of them is elsewhere, and what `publish` raises."""
-    source, target = read_channel(run, like), read_channel(run, channel)
-    for name, record, wanted in ((like, source, version), (channel, target, before)):
-        if wanted and (record is None or record.version != wanted):
-            found = record.version if record else "nowhere"
-            raise ChannelMoved(f"channel {name} is at {found}, not at {wanted}")
-    if source is None:
-        raise ChannelMoved(f"nothing was published to channel {like} yet")
-    if target is not None and target.hash == source.hash:
-        return target
-    return publish(run, channel, source.step, expected=target.generation if target else 0)
-
-
-def _settle(done: asyncio.Future[dict[str, Any]], outcome: dict[str, Any] | Exception) -> None:
-    if done.done():
-        return
-    if isinstance(outcome, Exception):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
