@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,30 @@ def careless() -> Iterator[None]:
         yield
     finally:
         channel.verify = verify
+
+
+@contextlib.contextmanager
+def slow_publisher(root: Path, step: int) -> Iterator[None]:
+    """One that keeps the run's lock until the block ends, with the channel moved already: whoever
+    reads the channel meanwhile waits where a lease is taken."""
+    moved, let_go, write = threading.Event(), threading.Event(), channel._write
+
+    def write_slowly(*arguments: object) -> object:
+        record = write(*arguments)
+        moved.set()
+        assert let_go.wait(60)
+        return record
+
+    channel._write = write_slowly
+    publisher = threading.Thread(target=publish, args=(Run(root), "stable", step))
+    publisher.start()
+    try:
+        assert moved.wait(60)
+        yield
+    finally:
+        let_go.set()
+        publisher.join()
+        channel._write = write
 
 
 def replica_file(

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,13 @@ import pytest
 from backends.checkpoint import Probe, Run, is_quarantined, publish, read_channel
 from tests.e2e.fleet import ROOT, GatewayProcess, get_json
 from tests.e2e.models.stamp import SLOW
-from tests.e2e.publishing import careless, commit_stamp, publish_stamp, replica_file
+from tests.e2e.publishing import (
+    careless,
+    commit_stamp,
+    publish_stamp,
+    replica_file,
+    slow_publisher,
+)
 from tests.e2e.test_loop import Stamped, check, until
 from tests.e2e.traffic import ask, steady
 
@@ -49,6 +56,18 @@ class Versioned(Stamped):
     def at(self, *states: str) -> dict | None:
         """A replica in one of these states of its reload."""
         return next((r for r in self.gateway.replicas() if r["reload"] in states), None)
+
+    def all_at(self, state: str) -> bool:
+        return {r["reload"] for r in self.gateway.replicas()} == {state}
+
+    def stage(self, replica: str) -> tuple[str, str, str]:
+        """What it serves, the state of its reload, and the version that this goes to."""
+        found = next(r for r in self.gateway.replicas() if r["name"] == replica)
+        return found["version"], found["reload"], found["reload_to"]
+
+    def roll_back(self) -> None:
+        url = f"{self.gateway.admin}/models/stamp/rollback"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
 
     def settled(self, version: str) -> bool:
         replicas = self.gateway.replicas()
@@ -88,9 +107,7 @@ async def test_a_replica_killed_in_any_state_of_its_reload_costs_nothing(version
         if state == "swap":
             # A swap waits for the batch that runs.
             await until("a load", lambda: versioned.at("verify"))
-            for _ in range(2):
-                group.create_task(ask_slow(versioned.gateway.url))
-                await asyncio.sleep(0.1)
+            await ask_both_slowly(versioned, group)
         found: list[dict] = []
 
         def seen() -> bool:
@@ -105,9 +122,70 @@ async def test_a_replica_killed_in_any_state_of_its_reload_costs_nothing(version
     assert versioned.happened(found[0]["name"], "SIGKILL")
 
 
+async def test_a_replica_killed_before_it_has_a_lease_costs_nothing(versioned):
+    before = await calm(versioned)
+    versioned.step += 1
+    version = await asyncio.to_thread(commit_stamp, versioned.root, versioned.step)
+    async with steady(versioned.gateway.url, rate=80) as record:
+        with slow_publisher(versioned.root, versioned.step):
+            await until("admission", lambda: versioned.all_at("admit"))
+            killed = versioned.gateway.replicas()[0]
+            os.kill(killed["pid"], signal.SIGKILL)
+            await until("the death", lambda: versioned.happened(killed["name"], "SIGKILL"))
+        await until("the new version everywhere", lambda: versioned.settled(version))
+    check(record)
+    assert set(record.versions()) == {before, version}
+
+
+async def test_a_replica_killed_as_it_commits_costs_nothing(versioned):
+    before = await calm(versioned)
+    async with steady(versioned.gateway.url, rate=80) as record, asyncio.TaskGroup() as group:
+        version = await asyncio.to_thread(versioned.publish)
+        await until("the first", lambda: versioned.at("probation"))
+        killed = versioned.at("probation")
+        # The end of a probation reaches the device after the batch that runs.
+        await ask_both_slowly(versioned, group)
+        await until("its end", lambda: versioned.stage(killed["name"]) == (version, "idle", ""))
+        os.kill(killed["pid"], signal.SIGKILL)
+        await until("the new version everywhere", lambda: versioned.settled(version))
+    check(record)
+    assert set(record.versions()) == {before, version}
+    assert versioned.happened(killed["name"], f"{version} is proven here")
+    assert versioned.happened(killed["name"], "SIGKILL")
+
+
+async def test_a_replica_killed_as_it_goes_back_never_serves_that_version_again(versioned):
+    before = await calm(versioned)
+    async with steady(versioned.gateway.url, rate=80) as record, asyncio.TaskGroup() as group:
+        bad = await asyncio.to_thread(versioned.publish)
+        await until("the first", lambda: versioned.at("probation"))
+        killed = versioned.at("probation")
+        await ask_both_slowly(versioned, group)
+        await until("the other", lambda: versioned.at("ready"))
+        versioned.roll_back()
+        # It swaps back after the batch that runs.
+        await until("it", lambda: versioned.stage(killed["name"]) == (bad, "swap", before))
+        os.kill(killed["pid"], signal.SIGKILL)
+        await until("its death", lambda: versioned.happened(killed["name"], "SIGKILL"))
+        dead = len(record.answers)
+        await until("the old version everywhere", lambda: versioned.settled(before))
+    check(record)
+    # The channel is still at it: what came up in the killed one's place was told.
+    assert read_channel(Run(versioned.root), "stable").version == bad
+    assert bad not in {answer.version for answer in record.answers[dead:]}
+    assert versioned.happened(killed["name"], f"{bad} is refused everywhere", "operator")
+
+
 async def ask_slow(url: str) -> None:
     async with aiohttp.ClientSession() as session:
         await ask(session, url, SLOW + 3000)
+
+
+async def ask_both_slowly(versioned: Versioned, group: asyncio.TaskGroup) -> None:
+    """A long batch on either replica."""
+    for _ in range(2):
+        group.create_task(ask_slow(versioned.gateway.url))
+        await asyncio.sleep(0.1)
 
 
 async def test_replicas_take_a_version_one_after_another(versioned):
