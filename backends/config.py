@@ -95,7 +95,9 @@ class ReplicaConfig:
         _TABLE, "the store's options, as fsspec has them", default_factory=dict[str, Any]
     )
     channel: str = _key(_NAME, "the channel of the run to follow", default="stable")
-    code: str | None = _key(_PATH, "folder of the checkpoint's model class", default=None)
+    code: str | None = _key(
+        _PATH, "folder where the model's class is found; left out, this file's", default=None
+    )
     class_: str | None = _key(
         _CLASS, "serve this class, without a checkpoint", name="class", default=None
     )
@@ -295,11 +297,10 @@ def _check(config: ReplicaConfig, raw: Mapping[str, Any], text: str) -> None:
     if config.pages is not None and config.kv_bytes is not None:
         raise wrong("kv_bytes", "give either it or pages")
     if (config.run is None) == (config.class_ is None):
-        expected = 'expected either "run" (with "channel" and "code") or "class" (with "config")'
+        expected = 'expected either "run" (with "channel") or "class" (with "config")'
         raise wrong("run" if config.run else "class", expected)
     for key, needs in (
         ("channel", "run"),
-        ("code", "run"),
         ("cache", "run"),
         ("store", "run"),
         ("config", "class"),

@@ -25,6 +25,11 @@ def test_a_class_needs_nothing_else():
     assert (config.kind, config.slots, config.run) == ("tensor", 2, None)
 
 
+def test_a_class_may_stand_in_another_folder():
+    config = parse(STATIC + 'code = "/"', FILE, {})
+    assert config.code is not None and config.folder(config.code) == Path("/")
+
+
 def test_a_channel_of_a_run_relative_to_the_file():
     config = parse('model = "m"\nrun = "../run"\ncode = "/"', FILE, {})
     assert config.folder(config.run) == Path("/srv/run")
