@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 # A full disk or a slow mount: try again soon, then less often.
 RETRY_S, MAX_RETRY_S = 0.5, 30.0
+# Versions remembered as proven, or as refused, beyond those that the channel names or that are
+# live: one that the channel comes back to after so many others has to prove itself again.
+REMEMBERED = 64
 
 
 class Stage(StrEnum):
@@ -141,7 +145,7 @@ class Reload:
         self._wanted: tuple[Target, ...] = ()
         self._refused: dict[str, str] = {}
         # Versions that passed probation here, or had none to pass: going back needs no proof.
-        self._proven: set[str] = set()
+        self._proven: dict[str, None] = {}
         self._cancelling = False
         # Whether the target was loaded for this swap, or had been kept.
         self._fresh = False
@@ -173,6 +177,8 @@ class Reload:
         if targets[:1] != list(self._wanted[:1]):
             self._failures, self._retry_at, self.crowded = 0, 0.0, ""
         self._wanted = tuple(targets)
+        self._forget(self._refused)
+        self._forget(self._proven)
         return self._pursue(now)
 
     def retry(self, now: float) -> list[Action]:
@@ -327,6 +333,12 @@ class Reload:
         self.stage, self.target = Stage.ADMIT, goal
         return [Note("reload.admit", goal), Begin(goal)]
 
+    def _forget(self, known: dict[str, Any]) -> None:
+        needed = {target.hash for target in (*self._wanted, *self.held)}
+        others = [hash for hash in known if hash not in needed]
+        for hash in others[:-REMEMBERED]:
+            del known[hash]
+
     def _arrive(self, target: Target, now: float) -> list[Action]:
         """It could be served: at once, or when the gateway says so."""
         if not self._asks(now):
@@ -361,7 +373,7 @@ class Reload:
         """Commit to what is served; let go of what is not kept."""
         assert self.serving is not None
         self.stage, self.target, self.fallback = Stage.IDLE, None, None
-        self._proven.add(self.serving.hash)
+        self._proven[self.serving.hash] = None
         actions: list[Action] = [Note("reload.commit", self.serving), Commit(self.serving)]
         bad = [live for live in self.held if live.hash in self._refused and live != self.serving]
         good = [live for live in self.held if live not in bad]

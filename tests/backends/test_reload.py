@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from backends.reload import (
     LOADING,
+    REMEMBERED,
     Begin,
     Cancel,
     Commit,
@@ -74,6 +75,27 @@ def test_the_old_version_is_kept_through_probation_and_then_released():
     assert deeds(reload.tick(109.9)) == []
     assert deeds(reload.tick(110)) == [Commit(B), Release(A)]
     assert reload.held == [B]
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["proven", "refused"])
+def test_what_is_known_of_versions_is_bounded_and_lasts_while_they_are_wanted(good):
+    reload = serving(A)
+    known = reload._proven if good else reload._refused
+    for step in range(2, 5 * REMEMBERED):
+        goal = target(step)
+        # The channel names B all the time, as it does where it goes back to it again and again.
+        reload.want([goal, B, A], 0)
+        if good or goal == B:
+            reload.loaded(goal, 0)
+            reload.swapped(goal, 0)
+            reload.tick(10) if good else reload.regressed("why", 0)
+            if not good:
+                reload.swapped(A, 0)
+        else:
+            reload.failed(goal, Failure.REFUSED, "why", 0)
+    assert B.hash in known and len(known) <= REMEMBERED + 4
+    assert target(2 * REMEMBERED).hash not in known
+    assert target(5 * REMEMBERED - 1).hash in known
 
 
 def test_kept_versions_are_live_and_swapped_to_without_a_load():
