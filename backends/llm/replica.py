@@ -1,6 +1,6 @@
 """A language-model replica put together: what its sockets, its engine and its reloads make of it.
 
-Owns the replica's state as gateways hear it, and the hand-over between its threads. Lives on the
+Owns the hand-over between the replica's threads; its state is kept in its `Standing`. Lives on the
 event loop's thread and loads torch only in the background. Invariant: what STATUS says is true: a
 starting replica answers at once, and none is ready before it has generated.
 """
@@ -8,7 +8,6 @@ starting replica answers at once, and none is ready before it has generated.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from backends.config import ReplicaConfig
 from backends.control import Control
 from backends.errors import NotReady, Unsupported, VersionNotFound
 from backends.events import Events
-from backends.reload import Reload
 from backends.server import Connection, Server
+from backends.standing import Standing
 from backends.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -93,12 +92,15 @@ class LlmReplica:
         self._control = Control(self, events)
         self._machine: Machine | None = None
         self._calls: Calls | None = None
-        self._follower: Follower[LlmVersion] | None = None
-        self._source: Source | None = None
-        self._versions: dict[str, LlmVersion] = {}
-        self._serving: LlmVersion | None = None
-        self._failed, self._starting, self._draining = "", "importing torch", ""
-        self._hung = False
+        self._standing: Standing[LlmVersion] = Standing(
+            config,
+            events,
+            self.changed,
+            busy_s=self._busy_s,
+            work="a step",
+            measure="step_s",
+            amiss=lambda: self._machine.slow if self._machine is not None else "",
+        )
         # Set when only a new process can serve: the device is lost.
         self.broken = asyncio.Event()
         # Of the device thread: when it last told of a step that failed, and how many since.
@@ -113,25 +115,7 @@ class LlmReplica:
     # ------------------------------------------------------------------------------ what it says
 
     def status(self) -> Status:
-        state, reason = self._state()
-        serving, follower = self._serving, self._follower
-        return Status(
-            model=self._config.model,
-            kind="llm",
-            state=state,
-            reason=reason,
-            version=serving.name if serving else "",
-            versions=tuple(self._versions),
-            generation=follower.generation if follower else 0,
-            reload=str(follower.stage) if follower else "idle",
-            reload_to=follower.loading_to if follower else "",
-            channel=follower.channel if follower else "",
-            refused=follower.refused if follower else (),
-            crowded=follower.crowded if follower else "",
-            slots=self._config.max_running,
-            pid=os.getpid(),
-            load=self._load(),
-        )
+        return self._standing.status(slots=self._config.max_running, load=self._load())
 
     def _load(self) -> dict[str, float]:
         calls, machine = self._calls, self._machine
@@ -148,30 +132,15 @@ class LlmReplica:
             "calls_cancelled": float(calls.cancelled),
         }
 
-    def _state(self) -> tuple[str, str]:
-        if self._failed:
-            return "failed", self._failed
-        if self._draining:
-            return "draining", self._draining
-        if self._hung and self._machine is not None:
-            return "failed", f"a step on the device has run for {self._machine.busy_s():.0f} s"
-        reason = self._follower.reason() if self._follower else ""
-        if self._source is not None and self._source.problem:
-            reason = self._source.problem
-        if self._serving is not None:
-            return "ready", reason or (self._machine.slow if self._machine is not None else "")
-        if self._follower is not None:
-            return ("failed" if self._follower.stuck else "loading"), reason
-        return "loading", self._starting
+    def _busy_s(self) -> float:
+        return self._machine.busy_s() if self._machine is not None else 0.0
 
     # ----------------------------------------------------------------------------- what is asked
 
     def call(self, connection: Connection, frame: Frame) -> None:
-        calls = self._calls
-        if self._serving is None or self._draining or self._failed or self._hung or calls is None:
-            state, reason = self._state()
-            raise NotReady(f"the replica is {state}: {reason}")
-        calls.take(connection, frame)
+        self._standing.ready()
+        assert self._calls is not None  # they come before the first version
+        self._calls.take(connection, frame)
         self._changed_soon()
 
     def execute(self, connection: Connection, frame: Frame) -> None:
@@ -192,17 +161,17 @@ class LlmReplica:
 
     @property
     def following(self) -> Follower[LlmVersion] | None:
-        return self._follower
+        return self._standing.follower
 
     def _text(self, version: str | None) -> TextModel:
         """Of that version, or of what serves."""
         if version is not None:
-            found = self._versions.get(version)
+            found = self._standing.versions.get(version)
             if found is None:
-                live = ", ".join(self._versions) or "none"
+                live = ", ".join(self._standing.versions) or "none"
                 raise VersionNotFound(f"version {version} is not live here; live are {live}")
             return found.text
-        serving = self._serving
+        serving = self._standing.serving
         if serving is None:
             raise NotReady("the replica has no version yet")
         return serving.text
@@ -211,12 +180,10 @@ class LlmReplica:
 
     def drain(self, reason: str) -> None:
         """Take no more; what was accepted is still answered."""
-        self._draining = reason
-        self.changed()
+        self._standing.drain(reason)
 
     def undrain(self) -> None:
-        self._draining = ""
-        self.changed()
+        self._standing.undrain()
 
     @property
     def settled(self) -> bool:
@@ -228,10 +195,9 @@ class LlmReplica:
         for timer in (self._ticker, self._pushing):
             if timer is not None:
                 timer.cancel()
-        if self._source is not None:
-            self._source.stop()
-        if self._follower is not None:
-            self._follower.stop()
+        subscription = self._standing.subscription
+        if subscription is not None:
+            subscription.stop()
         if self._calls is not None:
             self._calls.close(NotReady("the replica ends"))
         await self.server.close()
@@ -239,12 +205,8 @@ class LlmReplica:
     def join(self, seconds: float) -> bool:
         """Blocks until the threads have ended and the leases are given up; False if some hang."""
         ended = self._machine is None or self._machine.close(seconds)
-        if self._follower is not None:
-            closing = threading.Thread(target=self._follower.close, name="leases", daemon=True)
-            closing.start()
-            closing.join(seconds)
-            ended = ended and not closing.is_alive()
-        return ended
+        subscription = self._standing.subscription
+        return (subscription is None or subscription.close(seconds)) and ended
 
     # ---------------------------------------------------------------------- on the other threads
 
@@ -263,7 +225,7 @@ class LlmReplica:
             self._events("booted", seconds=round(time.monotonic() - began, 3))
             self._post(self._follow, loader, machine, source)
         except BaseException as error:  # a defect of ours must be told of, not swallowed
-            self._post(self._fail, str(error) or type(error).__name__)
+            self._post(self._standing.fail, str(error) or type(error).__name__)
 
     def _emit(self, outputs: list[Output]) -> None:
         self._post(self._deliver, outputs)
@@ -287,40 +249,24 @@ class LlmReplica:
     # --------------------------------------------------------------------------- back on the loop
 
     def _follow(self, loader: LlmLoader, machine: Machine, source: Source) -> None:
-        from backends.follower import Follower
         from backends.llm.calls import Calls
         from backends.llm.prepare import Preparation
         from backends.llm.structured.grammars import Grammars
         from backends.llm.surfaces.setting import Setting
+        from backends.subscription import Subscription
 
-        config = self._config
-        self._machine, self._source = machine, source
+        self._machine = machine
         self._calls = Calls(
-            Preparation(Setting(config.model, Grammars())),
+            Preparation(Setting(self._config.model, Grammars())),
             self._events,
             engine=lambda: machine.engine,
             text=self._text,
             load=self._load,
             ended=self._ended,
         )
-        source.start()
-        self._follower = Follower(
-            source.run,
-            config.channel,
-            loader=loader,
-            reload=Reload(
-                probation_s=config.probation_s,
-                keep=config.versions,
-                ask_s=config.ask_s if config.swap == "ask" else None,
-            ),
-            host=self,
-            events=self._events,
-            poll_s=config.poll_s,
-            slowdown=config.slowdown,
-            copy_of=source.place,
-            look=source.look_again,
-        )
-        self._follower.start()
+        subscription = Subscription(self._config, source, loader, self, self._events)
+        self._standing.subscription = subscription
+        subscription.start()
         self.changed()
 
     def _deliver(self, outputs: list[Output]) -> None:
@@ -329,38 +275,27 @@ class LlmReplica:
             self._changed_soon()
 
     def _ended(self, ended: Ended) -> None:
-        if self._follower is None or self._calls is None:
+        follower = self._standing.follower
+        if follower is None or self._calls is None:
             return
         enough = ended.tokens >= LEAST_TOKENS
         if enough or ended.failed:
             seconds = ended.seconds / (ended.tokens - 1) if enough else 0.0
             # Without a time, it stands in a class of its own.
             beside = len(self._calls) + 1 if enough else 0
-            self._follower.observe(Answered(ended.version, beside, seconds, 1, int(ended.failed)))
-
-    def _fail(self, reason: str) -> None:
-        self._failed = reason
-        self._events("failed", reason=reason)
-        self.changed()
+            follower.observe(Answered(ended.version, beside, seconds, 1, int(ended.failed)))
 
     def _break(self, reason: str) -> None:
         """Only a new process can serve."""
         if not self.broken.is_set():
-            self._fail(reason)
+            self._standing.fail(reason)
             self.broken.set()
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         if self._machine is not None and self._machine.lost:
             self._break(self._machine.lost)
-        if self._follower is not None:
-            self._follower.tick()
-        busy = self._machine.busy_s() if self._machine is not None else 0.0
-        hung = busy > self._config.hang_s
-        if hung != self._hung:
-            self._hung = hung
-            self._events("device.hung" if hung else "device.back", step_s=round(busy, 1))
-            self.changed()
+        self._standing.tick()
 
     def _changed_soon(self) -> None:
         """The load has changed."""
@@ -388,10 +323,10 @@ class LlmReplica:
             )
             return
         # From now on: what is asked between now and the swap may already be answered by it.
-        self._versions[version.name] = version
+        self._standing.versions[version.name] = version
 
         def swapped() -> None:
-            before, self._serving = self._serving, version
+            before, self._standing.serving = self._standing.serving, version
             if before is None:
                 self._events("ready", version=version.name)
                 if machine.slow:
@@ -407,11 +342,11 @@ class LlmReplica:
         if error is not None:
             self._break(f"the weights of two versions were exchanged in part: {error}")
             return
-        before, self._serving = self._serving, version
+        before, self._standing.serving = self._standing.serving, version
         assert before is not None
         before.twin, version.twin = version.twin, None
-        self._versions.pop(before.name, None)
-        self._versions[version.name] = version
+        self._standing.versions.pop(before.name, None)
+        self._standing.versions[version.name] = version
         done()
         self.changed()
 
@@ -421,7 +356,7 @@ class LlmReplica:
     def release(self, version: LlmVersion, done: Callable[[], None]) -> None:
         machine = self._machine
         assert machine is not None
-        self._versions.pop(version.name, None)
+        self._standing.versions.pop(version.name, None)
         if version.twin is not None:
             version.twin = None
             self._post(done)

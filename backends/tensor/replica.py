@@ -1,6 +1,6 @@
 """A tensor replica put together: what its sockets, its device thread and its reloads make of it.
 
-Owns the replica's state as gateways hear it, and the hand-over between its threads. Lives on the
+Owns the hand-over between the replica's threads; its state is kept in its `Standing`. Lives on the
 event loop's thread and loads torch only in the background. Invariant: what STATUS says is true: a
 starting replica answers at once, and none is ready before a batch has run.
 """
@@ -8,7 +8,6 @@ starting replica answers at once, and none is ready before a batch has run.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ from backends.config import ReplicaConfig
 from backends.control import Control
 from backends.errors import BackendError, NotReady
 from backends.events import Events
-from backends.reload import Reload
 from backends.server import Connection, Server
+from backends.standing import Standing
 from backends.tensor.job import Job
 from backends.tensor.ledger import Ledger
 from backends.tensor.texts import Owner, Texts
@@ -64,12 +63,14 @@ class TensorReplica:
         self._device = DeviceThread(self._intake, self._execute, self._crashed)
         self._executor: Executor | None = None
         self._loader: Loader | None = None
-        self._follower: Follower[Version] | None = None
-        self._source: Source | None = None
-        self._versions: dict[str, Version] = {}
-        self._serving: Version | None = None
-        self._failed, self._starting, self._draining = "", "importing torch", ""
-        self._hung = False
+        self._standing: Standing[Version] = Standing(
+            config,
+            events,
+            self.changed,
+            busy_s=self._device.busy_s,
+            work="the batch",
+            measure="batch_s",
+        )
         # Set when only a new process can serve: the device is lost.
         self.broken = asyncio.Event()
         # Of the device thread: when it last told of a model that raised, and how often since.
@@ -87,23 +88,9 @@ class TensorReplica:
     # ------------------------------------------------------------------------------ what it says
 
     def status(self) -> Status:
-        state, reason = self._state()
-        serving, follower = self._serving, self._follower
-        return Status(
-            model=self._config.model,
-            kind="tensor",
-            state=state,
-            reason=reason,
-            version=serving.name if serving else "",
-            versions=tuple(self._versions),
-            generation=follower.generation if follower else 0,
-            reload=str(follower.stage) if follower else "idle",
-            reload_to=follower.loading_to if follower else "",
-            channel=follower.channel if follower else "",
-            refused=follower.refused if follower else (),
-            crowded=follower.crowded if follower else "",
+        serving = self._standing.serving
+        return self._standing.status(
             slots=self._config.slots,
-            pid=os.getpid(),
             signature=serving.signature.to_json() if serving else None,
             surfaces=("embeddings",) if serving and serving.text else (),
             load={
@@ -114,42 +101,19 @@ class TensorReplica:
             },
         )
 
-    def _state(self) -> tuple[str, str]:
-        if self._failed:
-            return "failed", self._failed
-        if self._draining:
-            return "draining", self._draining
-        if self._hung:
-            return "failed", f"the batch on the device has run for {self._device.busy_s():.0f} s"
-        reason = self._follower.reason() if self._follower else ""
-        if self._source is not None and self._source.problem:
-            reason = self._source.problem
-        if self._serving is not None:
-            return "ready", reason
-        if self._follower is not None:
-            return ("failed" if self._follower.stuck else "loading"), reason
-        return "loading", self._starting
-
     # ----------------------------------------------------------------------------- what is asked
 
     def execute(self, connection: Connection, frame: Frame) -> None:
-        serving = self._ready()
+        serving = self._standing.ready()
         self._sources.add(connection)
-        self._ledger.take(connection, frame, serving, self._versions)
+        self._ledger.take(connection, frame, serving, self._standing.versions)
 
     def call(self, connection: Connection, frame: Frame) -> None:
         """Texts, where the model takes tokens and its checkpoint has a tokenizer."""
-        self._texts.call(connection, frame, self._ready().text)
-
-    def _ready(self) -> Version:
-        serving = self._serving
-        if serving is None or self._draining or self._failed or self._hung:
-            state, reason = self._state()
-            raise NotReady(f"the replica is {state}: {reason}")
-        return serving
+        self._texts.call(connection, frame, self._standing.ready().text)
 
     def _take(self, owner: Owner, frame: Frame) -> None:
-        self._ledger.take(owner, frame, self._ready(), self._versions)
+        self._ledger.take(owner, frame, self._standing.ready(), self._standing.versions)
 
     def cancel(self, connection: Connection, id: int) -> None:
         self._ledger.cancel(connection, id)
@@ -167,18 +131,16 @@ class TensorReplica:
 
     @property
     def following(self) -> Follower[Version] | None:
-        return self._follower
+        return self._standing.follower
 
     # --------------------------------------------------------------------------------- its end
 
     def drain(self, reason: str) -> None:
         """Take no more; what was accepted is still answered."""
-        self._draining = reason
-        self.changed()
+        self._standing.drain(reason)
 
     def undrain(self) -> None:
-        self._draining = ""
-        self.changed()
+        self._standing.undrain()
 
     @property
     def settled(self) -> bool:
@@ -189,10 +151,9 @@ class TensorReplica:
         """Answer what is still owed with a fault; stop the threads; close the sockets."""
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._source is not None:
-            self._source.stop()
-        if self._follower is not None:
-            self._follower.stop()
+        subscription = self._standing.subscription
+        if subscription is not None:
+            subscription.stop()
         self._ledger.fail_all(NotReady("the replica ends").fault())
         self._intake.close()
         await self.server.close()
@@ -200,12 +161,8 @@ class TensorReplica:
     def join(self, seconds: float) -> bool:
         """Blocks until the threads have ended and the leases are given up; False if some hang."""
         ended = self._device.join(seconds)
-        if self._follower is not None:
-            closing = threading.Thread(target=self._follower.close, name="leases", daemon=True)
-            closing.start()
-            closing.join(seconds)
-            ended = ended and not closing.is_alive()
-        return ended
+        subscription = self._standing.subscription
+        return (subscription is None or subscription.close(seconds)) and ended
 
     # ---------------------------------------------------------------------- on the other threads
 
@@ -236,7 +193,7 @@ class TensorReplica:
                 version = parts.loader.from_class(self._config.class_, self._config.config)
                 self._post(self.swap, version, None, lambda: None)
         except BaseException as error:  # a model's module may even raise SystemExit
-            self._post(self._fail, str(error) or type(error).__name__)
+            self._post(self._standing.fail, str(error) or type(error).__name__)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         assert self._executor is not None
@@ -265,38 +222,23 @@ class TensorReplica:
             self._events("model.raised", batches=self._raised, **fields)
             self._raised_at, self._raised = now, 0
         if device_is_lost(error):
-            self._post(self._fail, f"the device is lost: {error}")
+            self._post(self._standing.fail, f"the device is lost: {error}")
             self._post(self.broken.set)
 
     # --------------------------------------------------------------------------- back on the loop
 
     def _attach(self, parts: Parts) -> None:
-        self._executor, self._starting = parts.executor, f"loading {self._config.class_}"
+        self._executor = parts.executor
+        self._standing.starting = f"loading {self._config.class_}"
         self.changed()
 
     def _follow(self, parts: Parts, source: Source) -> None:
-        from backends.follower import Follower
+        from backends.subscription import Subscription
 
-        config = self._config
-        self._executor, self._loader, self._source = parts.executor, parts.loader, source
-        source.start()
-        self._follower = Follower(
-            source.run,
-            config.channel,
-            loader=parts.loader,
-            reload=Reload(
-                probation_s=config.probation_s,
-                keep=config.versions,
-                ask_s=config.ask_s if config.swap == "ask" else None,
-            ),
-            host=self,
-            events=self._events,
-            poll_s=config.poll_s,
-            slowdown=config.slowdown,
-            copy_of=source.place,
-            look=source.look_again,
-        )
-        self._follower.start()
+        self._executor, self._loader = parts.executor, parts.loader
+        subscription = Subscription(self._config, source, parts.loader, self, self._events)
+        self._standing.subscription = subscription
+        subscription.start()
         self.changed()
 
     def _deliver(self, answers: Sequence[Answer], batch: Batch | None) -> None:
@@ -305,25 +247,14 @@ class TensorReplica:
         if batch is not None:
             self._batches += 1
             self._rows += batch.rows
-            if self._follower is not None:
-                self._follower.observe(batch)
-
-    def _fail(self, reason: str) -> None:
-        self._failed = reason
-        self._events("failed", reason=reason)
-        self.changed()
+            follower = self._standing.follower
+            if follower is not None:
+                follower.observe(batch)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        if self._follower is not None:
-            self._follower.tick()
-        busy = self._device.busy_s()
-        hung = busy > self._config.hang_s
-        if hung != self._hung:
-            self._hung = hung
-            self._events("device.hung" if hung else "device.back", batch_s=round(busy, 1))
-            self.changed()
-        elif busy > SLOW_S:
+        self._standing.tick()
+        if self._device.busy_s() > SLOW_S:
             self.changed()
 
     # ------------------------------------------------------------------ for the follower: `Host`
@@ -337,9 +268,10 @@ class TensorReplica:
 
         def swapped(pause_s: float) -> None:
             self._events("device.swapped", version=version.name, pause_us=round(pause_s * 1e6, 1))
-            before, self._serving = self._serving, version
-            self._versions[version.name] = version
-            self._versions = {n: each for n, each in self._versions.items() if not each.shadow}
+            standing = self._standing
+            before, standing.serving = standing.serving, version
+            live = {**standing.versions, version.name: version}
+            standing.versions = {n: each for n, each in live.items() if not each.shadow}
             if self._loader is not None:
                 self._loader.serving = version
             if before is None:
@@ -361,7 +293,7 @@ class TensorReplica:
     def release(self, version: Version, done: Callable[[], None]) -> None:
         executor = self._executor
         assert executor is not None
-        self._versions.pop(version.name, None)
+        self._standing.versions.pop(version.name, None)
 
         def on_device() -> None:
             executor.release(version.name)

@@ -303,7 +303,7 @@ async def test_nothing_is_left_of_a_version_that_was_let_go(serve, run):
         gateway = await Gateway.connect(replica.address)
         await gateway.state("ready")
         await factor(gateway)
-        model = weakref.ref(replica._versions[old].model)
+        model = weakref.ref(replica._standing.versions[old].model)
         gc.disable()  # by counting alone: no cycle keeps a model's memory until the collector comes
         try:
             await gateway.serves(put(run, 2))
@@ -411,18 +411,18 @@ async def test_a_version_is_exchanged_in_place_and_back(serve, run):
     async with serve(FOLLOW, poll_s=0.02, probation_s=0.3, tier="exchange") as replica:
         gateway = await Gateway.connect(replica.address)
         await gateway.state("ready")
-        place = replica._serving.model.factor.data_ptr()
+        place = replica._standing.serving.model.factor.data_ptr()
         new = put(run, 2)
         status = await gateway.serves(new)
         # The old one is kept for going back, and runs nothing meanwhile.
         assert (status.reload, status.versions) == ("probation", (new,))
         assert await factor(gateway) == (2.0, new)
-        assert replica._serving.model.factor.data_ptr() == place
+        assert replica._standing.serving.model.factor.data_ptr() == place
         await gateway.control("rollback")
         status = await gateway.serves(old)
         assert status.versions == (old,)
         assert await factor(gateway) == (1.0, old)
-        assert replica._serving.model.factor.data_ptr() == place
+        assert replica._standing.serving.model.factor.data_ptr() == place
         newest = put(run, 3)
         await gateway.serves(newest)
         await gateway.until(lambda: gateway.statuses[-1].reload == "idle")
