@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from backends.config import ReplicaConfig
 from backends.control import Control
-from backends.errors import NotReady, Unsupported, VersionNotFound
+from backends.errors import NotReady, Unsupported
 from backends.events import Events
+from backends.llm.answered import answered
 from backends.server import Connection, Server
 from backends.standing import Standing
 from backends.wire import Frame, Status
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from backends.llm.generation import Output
     from backends.llm.loading import LlmLoader, LlmVersion
     from backends.llm.machine import Machine
-    from backends.llm.text import TextModel
     from backends.source import Source
 
 # How often clocks are looked at: the end of a probation, a device that hangs.
@@ -38,8 +38,6 @@ TICK_S = 0.25
 STATUS_S = 0.1
 # A device that fails at every step must not fill the disk with saying so.
 CRASHED_EVERY_S = 1.0
-# Answers with fewer tokens say nothing of the time that one takes.
-LEAST_TOKENS = 8
 
 
 # (config, emit, crashed): both are called on the device thread.
@@ -57,18 +55,6 @@ def _build(
     from backends.llm.boot import build
 
     return build(config, emit, crashed)
-
-
-class Answered(NamedTuple):
-    """What a version did for one call: see `backends.follower.Ran`. Rows are calls that ran beside
-    it, seconds are those of a token."""
-
-    version: str
-    rows: int
-    seconds: float
-    requests: int
-    failed: int
-    regressed: str = ""
 
 
 class LlmReplica:
@@ -163,19 +149,6 @@ class LlmReplica:
     def following(self) -> Follower[LlmVersion] | None:
         return self._standing.follower
 
-    def _text(self, version: str | None) -> TextModel:
-        """Of that version, or of what serves."""
-        if version is not None:
-            found = self._standing.versions.get(version)
-            if found is None:
-                live = ", ".join(self._standing.versions) or "none"
-                raise VersionNotFound(f"version {version} is not live here; live are {live}")
-            return found.text
-        serving = self._standing.serving
-        if serving is None:
-            raise NotReady("the replica has no version yet")
-        return serving.text
-
     # --------------------------------------------------------------------------------- its end
 
     def drain(self, reason: str) -> None:
@@ -251,20 +224,30 @@ class LlmReplica:
     def _follow(self, loader: LlmLoader, machine: Machine, source: Source) -> None:
         from backends.llm.calls import Calls
         from backends.llm.prepare import Preparation
+        from backends.llm.serving import Serving
         from backends.llm.structured.grammars import Grammars
         from backends.llm.surfaces.setting import Setting
         from backends.subscription import Subscription
 
         self._machine = machine
+        serving = Serving(
+            self._config,
+            machine,
+            self._standing,
+            self._events,
+            post=self._post,
+            changed=self.changed,
+            broken=self._break,
+        )
         self._calls = Calls(
             Preparation(Setting(self._config.model, Grammars())),
             self._events,
             engine=lambda: machine.engine,
-            text=self._text,
+            text=serving.text,
             load=self._load,
             ended=self._ended,
         )
-        subscription = Subscription(self._config, source, loader, self, self._events)
+        subscription = Subscription(self._config, source, loader, serving, self._events)
         self._standing.subscription = subscription
         subscription.start()
         self.changed()
@@ -278,12 +261,9 @@ class LlmReplica:
         follower = self._standing.follower
         if follower is None or self._calls is None:
             return
-        enough = ended.tokens >= LEAST_TOKENS
-        if enough or ended.failed:
-            seconds = ended.seconds / (ended.tokens - 1) if enough else 0.0
-            # Without a time, it stands in a class of its own.
-            beside = len(self._calls) + 1 if enough else 0
-            follower.observe(Answered(ended.version, beside, seconds, 1, int(ended.failed)))
+        said = answered(ended, beside=len(self._calls))
+        if said is not None:
+            follower.observe(said)
 
     def _break(self, reason: str) -> None:
         """Only a new process can serve."""
@@ -306,59 +286,5 @@ class LlmReplica:
         self._pushing = None
         self.server.push_status()
 
-    # ------------------------------------------------------------------ for the follower: `Host`
-
     def changed(self) -> None:
         self.server.push_status()
-
-    def swap(
-        self, version: LlmVersion, fallback: LlmVersion | None, done: Callable[[], None]
-    ) -> None:
-        """`fallback` stays live by itself, until it is released."""
-        machine, twin = self._machine, version.twin
-        assert machine is not None
-        if twin is not None:
-            machine.exchange(
-                version.name, twin, lambda error: self._post(self._exchanged, version, error, done)
-            )
-            return
-        # From now on: what is asked between now and the swap may already be answered by it.
-        self._standing.versions[version.name] = version
-
-        def swapped() -> None:
-            before, self._standing.serving = self._standing.serving, version
-            if before is None:
-                self._events("ready", version=version.name)
-                if machine.slow:
-                    self._events("slow", reason=machine.slow)
-            done()
-            self.changed()
-
-        machine.serve(version.name, lambda: self._post(swapped))
-
-    def _exchanged(
-        self, version: LlmVersion, error: BaseException | None, done: Callable[[], None]
-    ) -> None:
-        if error is not None:
-            self._break(f"the weights of two versions were exchanged in part: {error}")
-            return
-        before, self._standing.serving = self._standing.serving, version
-        assert before is not None
-        before.twin, version.twin = version.twin, None
-        self._standing.versions.pop(before.name, None)
-        self._standing.versions[version.name] = version
-        done()
-        self.changed()
-
-    def commit(self) -> None:
-        """The old version goes by its release."""
-
-    def release(self, version: LlmVersion, done: Callable[[], None]) -> None:
-        machine = self._machine
-        assert machine is not None
-        self._standing.versions.pop(version.name, None)
-        if version.twin is not None:
-            version.twin = None
-            self._post(done)
-            return
-        machine.release(version.name, self._config.finish_s, lambda: self._post(done))
