@@ -279,18 +279,35 @@ class Exchange:
         """HTTP/1.0 without a length, or a tunnel: only the closed connection tells the end."""
         return self.phase == STARTED and not self._chunked and self._left is None
 
+    # Handlers promise not to raise; one that does costs its own exchange, nothing more.
+
+    def call(self, handler: Handler) -> None:
+        try:
+            handler(self)
+        except Exception:
+            self.failed()
+
     def pass_on(self, piece: bytes) -> None:
         """More of the request's streamed body."""
         if self.on_body is not None:
-            self._call(self.on_body, piece)
+            try:
+                self.on_body(piece)
+            except Exception:
+                self.failed()
 
     def pass_end(self) -> None:
         if self.on_body_end is not None:
-            self._call(self.on_body_end)
+            try:
+                self.on_body_end()
+            except Exception:
+                self.failed()
 
     def pass_writable(self) -> None:
         if self.on_writable is not None:
-            self._call(self.on_writable)
+            try:
+                self.on_writable()
+            except Exception:
+                self.failed()
 
     def pass_gone(self) -> None:
         """Once, and only if the handler asked for it."""
@@ -300,16 +317,6 @@ class Exchange:
                 gone()
             except Exception:
                 log.exception("on_gone of %s %s raised", self.method, self.path)
-
-    def call(self, handler: Handler) -> None:
-        self._call(handler, self)
-
-    def _call(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Handlers promise not to raise; one that does costs its own exchange, nothing more."""
-        try:
-            callback(*arguments)
-        except Exception:
-            self.failed()
 
     def failed(self) -> None:
         """The handler has raised, just now."""

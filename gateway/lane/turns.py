@@ -53,6 +53,7 @@ class Turns(asyncio.Protocol):
         "_flags",
         "_input",
         "_outflow",
+        "_peer",
         "_taken",
         "front",
         "lane",
@@ -73,13 +74,16 @@ class Turns(asyncio.Protocol):
         self._flags = 0
         self._dropped = 0  # bytes read for nothing while lingering
         self._outflow: Outflow | None = None
+        self._peer: str | None = None
 
     # ------------------------------------------------------------------------------ for exchanges
 
     @property
     def peer(self) -> str:
-        name = self.transport.get_extra_info("peername")
-        return str(name[0]) if isinstance(name, tuple) and name else ""
+        if self._peer is None:
+            name = self.transport.get_extra_info("peername")
+            self._peer = str(name[0]) if isinstance(name, tuple) and name else ""
+        return self._peer
 
     @property
     def tls(self) -> bool:
