@@ -27,6 +27,8 @@ from backends.tiers import Tier
 GPU_SHARE, CPU_SHARE, CPU_MOST = 0.85, 0.25, 2 << 30
 # Of a GPU's free memory, what is kept for a version beside the one that serves, at most.
 SPARE = 0.5
+# Shapes remembered, of the versions read last: more than are live together.
+SHAPES = 64
 # Of what a version is tried with in the host's memory: a probe is short.
 TRIAL_PAGE, TRIAL_PAGES = 16, 256
 
@@ -50,7 +52,7 @@ def build(
 
     machine = Machine(engine, deliver, crashed, crew)
     held = 0
-    shapes: dict[str, str] = {}  # by version
+    shapes = Shapes()
 
     def read(
         folder: Path, manifest: Manifest, rate: int | None, cancelled: Callable[[], bool]
@@ -58,8 +60,8 @@ def build(
         nonlocal held
         limit_threads(config)
         reading = Reading(folder, manifest, config.weights, str(device), config.page_size, rate)
-        shape = shapes[manifest.version] = f"{reading.decoder} {reading.dtype}"
-        alike = shapes.get(machine.serving) == shape
+        shape = f"{reading.decoder} {reading.dtype}"
+        alike = shapes.alike(manifest.version, shape, machine.serving)
         if tier_of(reading, world, held, alike=alike) is Tier.EXCHANGE:
             trial = Machine(_trial_engine, lambda outputs: None, crashed)
             return Twin(read_twin(reading, cancelled), trial)
@@ -75,6 +77,23 @@ def build(
         bytes_per_second=config.load_bytes_per_second,
     )
     return loader, machine
+
+
+class Shapes:
+    """What the versions that were read last look like."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def alike(self, version: str, shape: str, serving: str) -> bool:
+        """Whether this one, known from now on, has the shape of the one that serves."""
+        self._known[version] = shape
+        if len(self._known) > SHAPES:
+            del self._known[next(known for known in self._known if known != serving)]
+        return self._known.get(serving) == shape
 
 
 def _trial_engine(

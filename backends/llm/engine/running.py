@@ -74,6 +74,8 @@ class Running:
         if sequence.row in decoding:
             del decoding[sequence.row]
             self._rows.pop(sequence.version, None)
+            if not decoding:
+                del self._decoding[sequence.version]
 
     def prefilling(self, version: str) -> list[Sequence]:
         """Best first."""
@@ -86,10 +88,12 @@ class Running:
         return next((s for s in self._prefilling if sequence in s.followers), sequence)
 
     def decoding(self, version: str) -> Rows:
+        decoding = self._decoding.get(version)
+        if decoding is None:
+            return np.zeros(0, np.int64)
         rows = self._rows.get(version)
         if rows is None:
-            rows = np.array(list(self._decoding.get(version, ())), np.int64)
-            self._rows[version] = rows
+            rows = self._rows[version] = np.array(list(decoding), np.int64)
         return rows
 
 

@@ -12,7 +12,7 @@ import torch
 from backends.config import parse
 from backends.errors import ConfigError, ModelFailed
 from backends.llm import boot, weights
-from backends.llm.boot import pages_of
+from backends.llm.boot import SHAPES, Shapes, pages_of
 from backends.llm.weights import Reading, tier_of
 from backends.tiers import NoRoom, Tier
 
@@ -81,3 +81,14 @@ def test_a_gpu_without_room_exchanges_weights_that_are_alike_with_the_hosts(monk
         monkeypatch.setattr(weights, "host_room", lambda host=host: host)
         with pytest.raises(NoRoom):
             tier_of(given, 1, 4 * GIB, alike=alike)
+
+
+def test_shapes_are_remembered_for_what_serves_and_the_last_others():
+    shapes = Shapes()
+    assert not shapes.alike("1", "small", "")
+    for version in range(2, 3 * SHAPES):
+        assert shapes.alike(str(version), "small", "1")
+    assert len(shapes) == SHAPES
+    assert not shapes.alike("large", "large", "1")
+    assert shapes.alike("back", "small", str(3 * SHAPES - 1))
+    assert not shapes.alike("older", "small", "2")

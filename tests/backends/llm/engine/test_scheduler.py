@@ -203,6 +203,20 @@ def test_decodes_and_chunks_share_the_budget() -> None:
     assert [(c.start, c.stop, c.last) for c in plan.chunks] == [(7, 15, False)]
 
 
+def test_nothing_is_kept_of_a_version_under_which_nobody_runs() -> None:
+    driver = Driver()
+    for version in ("v2", "v3", "v4"):
+        driver.scheduler.serving = version
+        driver.submit(2)
+        driver.submit(3, token=8)
+        driver.plan()
+        driver.scheduler.running.decoding("v1")
+        driver.land()
+        driver.drain()
+    running = driver.scheduler.running
+    assert not running.versions and not running._decoding and not running._rows
+
+
 def test_lower_numbers_go_first_and_take_room_from_higher_ones() -> None:
     driver = Driver()
     for _ in range(ROWS):
