@@ -33,6 +33,7 @@ from trainer.probe import Prober, TextProber, probe_inputs, prompts
 from trainer.publish import Publisher
 from trainer.pulse import Apart, Pulse, Reading
 from trainer.resume import Start
+from trainer.source import Source
 from trainer.state import Lineage, Snapshot, TrainState
 from trainer.sync import choose_method, refuse_mesh, replica_mesh, updated_here
 from trainer.weights import WeightFiles
@@ -55,6 +56,12 @@ class Session:
     def model(self) -> dict[str, Any]:
         """As the manifest names it."""
         return {"class": self.definition.name, "config": dict(self.definition.arguments)}
+
+    @property
+    def begins(self) -> int | None:
+        """The step of this very run from whose weights it begins, if it does."""
+        source = self.definition.source
+        return source.step if source is not None and _is_own(source, self.loaded) else None
 
     @property
     def lineage(self) -> Lineage:
@@ -95,13 +102,14 @@ def prepare(loaded: Loaded, ranks: int) -> Session:
         raise loaded.error("sync.method", str(error)) from error
     definition = define(config.model, root, config.seed, config.lora)
     _refuse_source(loaded, definition)
-    return Session(loaded, mesh, definition, open_data(config.data, root))
+    data = open_data(config.data, root)
+    return Session(loaded, mesh, definition.sized(data.counts), data)
 
 
 def _refuse_source(loaded: Loaded, definition: Definition) -> None:
-    """A run may go on from a version that was imported into it, if that stays where it is."""
+    """A run may begin again from a version of its own, if that stays where it is."""
     source, config = definition.source, loaded.config
-    if source is None or source.run is None or source.run.resolve() != config.folder.resolve():
+    if source is None or not _is_own(source, loaded):
         return
     if not source.pinned:
         raise loaded.error(
@@ -111,6 +119,10 @@ def _refuse_source(loaded: Loaded, definition: Definition) -> None:
     if every is None or source.step % every:
         fix = f"step {source.step} of this run must stay, as model.init names it"
         raise loaded.error("checkpoint.keep_every", f"{fix}; set this to a number that divides it")
+
+
+def _is_own(source: Source, loaded: Loaded) -> bool:
+    return source.run is not None and source.run.resolve() == loaded.config.folder.resolve()
 
 
 def _refuse_vocabulary(session: Session) -> None:

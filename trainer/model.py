@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,20 @@ class Definition:
         if not any(p.requires_grad for p in model.parameters()):
             raise BadPlugin(f"model.class: {self.name} has no parameter to train")
         return model
+
+    def sized(self, counts: Mapping[str, int]) -> Definition:
+        """With the arguments that the class takes and nobody gave, as the data counts them. Raises
+        BadPlugin for one that was given and is below what the data has."""
+        taken = inspect.signature(self.class_).parameters
+        known = {name: count for name, count in counts.items() if name in taken}
+        for name, count in known.items():
+            given = self.arguments.get(name, count)
+            if isinstance(given, int) and given < count:
+                raise BadPlugin(
+                    f"model.config.{name}: is {given}, and the data has {count}; set it to that, "
+                    "or more, or leave it out"
+                )
+        return replace(self, arguments={**known, **self.arguments})
 
     def fill(self, model: nn.Module, device: torch.device) -> None:
         """Gives a model that `build` made, or a part of it, its first values."""

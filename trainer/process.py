@@ -66,7 +66,7 @@ def train(loaded: Loaded, environ: Mapping[str, str]) -> int:
 
 def _train(session: Session, world: World, stop: Stop) -> int:
     run = session.run
-    start = world.leader(lambda: choose(run, session.model))
+    start = world.leader(lambda: choose(run, session.model, session.begins))
     if start.parent is not None and start.hash is None and session.definition.source is None:
         raise RunMismatch(
             f"{run.root} holds weights that were imported, and the configuration does not start "
@@ -120,7 +120,7 @@ def _run(session: Session, world: World, start: Start, stop: Stop, reporter: Rep
         return build_loop(session, world, at, stop, reporter)
 
     def newest() -> Start:
-        return world.leader(lambda: choose(session.run, session.model))
+        return world.leader(lambda: choose(session.run, session.model, session.begins))
 
     return train_anew(build, start, newest)
 

@@ -30,7 +30,7 @@ BROKEN = ".broken-"
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where training begins; without a hash where there is nothing to go on from, although a
-    version may be there that was imported: `parent` is its hash."""
+    version may be there whose weights are begun with: `parent` is its hash."""
 
     step: int = 0
     position: int = 0
@@ -40,8 +40,9 @@ class Start:
     parent: str | None = None
 
 
-def choose(run: Run, model: Mapping[str, Any]) -> Start:
-    """Raises RunMismatch when the run holds another model than `model` (class and config), and
+def choose(run: Run, model: Mapping[str, Any], begins: int | None = None) -> Start:
+    """`begins`: the step of this run from whose weights, and nothing else, `model.init` begins.
+    Raises RunMismatch when the run holds another model than `model` (class and config), and
     RunUnreadable when a step cannot be read at all."""
     clean(run)
     notes: list[str] = []
@@ -59,8 +60,8 @@ def choose(run: Run, model: Mapping[str, Any]) -> Start:
         _refuse_other(run, manifest, model)
         if notes:
             notes.append(f"going on from {manifest.version} instead")
-        if not any(file.startswith("state/") for file in manifest.files):
-            # Imported: weights to begin with (`model.init`), and nothing to go on from.
+        if step == begins or not any(file.startswith("state/") for file in manifest.files):
+            # Weights to begin with (`model.init`): imported, or what other data had taught.
             return Start(step, 0, None, None, tuple(notes), manifest.hash)
         at, hash = manifest.position, manifest.hash
         return Start(step, at, hash, manifest.version, tuple(notes), hash)

@@ -250,5 +250,7 @@ def check_lineage(folder: Path, lineage: Lineage) -> None:
         if found.get(name, "") != value:
             raise RunMismatch(
                 f"{folder} was trained with {name} = {found.get(name)!r}, now it is {value!r}, so "
-                "it cannot go on from there; change it back, or start anew with run=FOLDER"
+                "it cannot go on from there; change it back, begin again from its weights alone "
+                f'(model.init = "{folder.parents[1]}@{int(folder.name[5:])}"), or start anew with '
+                "run=FOLDER"
             )

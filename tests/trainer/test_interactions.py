@@ -44,6 +44,19 @@ def test_the_last_interaction_of_each_user_is_held_out(ratings):
     assert table["items"][2] == "heat"
 
 
+def test_who_has_a_number_keeps_it_when_more_happens(ratings):
+    """Eve had one interaction, before others, and was left out; now she has two."""
+    options = {"item": "film", "time": "when"}
+    before = Interactions([str(ratings)], **options)
+    ratings.write_text(
+        CSV.replace("eve,up,5,50", "eve,alien,5,1") + "eve,up,5,60\nann,brazil,3,61\n"
+    )
+    after = Interactions([str(ratings)], **options)
+    assert after.users == [*before.users, "eve"]
+    assert after.items == [*before.items, "alien", "brazil"]
+    assert after.counts() == {"users": 3, "items": 5}
+
+
 def test_tabs_are_commas_too(ratings):
     ratings.write_text(CSV.replace(",", "\t"))
     assert Interactions([str(ratings)], item="film").users == ["ann", "bob"]

@@ -10,6 +10,7 @@ import torch
 from backends.checkpoint import Run, read_channel, read_tensors
 from backends.models.two_tower import TwoTower
 from trainer.config import load
+from trainer.errors import BadPlugin, RunMismatch
 from trainer.process import train
 
 CONFIG = """
@@ -51,6 +52,46 @@ def test_it_learns_what_users_like(tmp_path: Path):
     assert found["items"].shape == (400, 8) and bool((found["scores"].diff(dim=1) <= 0).all())
     channel = read_channel(Run(tmp_path / "run"), "stable")
     assert channel is not None and manifest.evaluation["recall"] > 0.5
+
+
+def write(folder: Path, users: int, steps: int, model: str) -> Path:
+    """Each user takes four items of twenty."""
+    rows = ["user,item", *(f"u{u},i{(u + 5 * n) % 20}" for n in range(4) for u in range(users))]
+    (folder / "taken.csv").write_text("\n".join(rows))
+    text = CONFIG.format(folder=folder).replace("steps = 120", f"steps = {steps}")
+    text = text.replace("config = { users = 400, items = 20, width = 64, top = 8 }", model)
+    text = text.replace("recall > 0.5", "recall >= 0")
+    path = folder / "train.toml"
+    path.write_text(f"{text}\n[checkpoint]\nkeep_every = 2\n")
+    return path
+
+
+def test_the_data_says_how_many_there_are(tmp_path: Path):
+    assert train(load(write(tmp_path, 40, 2, ""), {}), {}) == 0
+    assert Run(tmp_path / "run").manifest(2).model["config"] == {"users": 40, "items": 20}
+    with pytest.raises(BadPlugin, match=r"model\.config\.users: is 30, and the data has 40"):
+        train(load(write(tmp_path, 40, 2, "config = { users = 30 }"), {}), {})
+
+
+def test_a_run_learns_from_what_was_taken_since(tmp_path: Path):
+    """Other data: not by going on as if nothing were new, but anew, from the weights alone. What
+    was begun so goes on like any other training."""
+    room = "config = { users = 50, items = 20 }"
+    assert train(load(write(tmp_path, 40, 2, room), {}), {}) == 0
+    with pytest.raises(RunMismatch, match=r'model.init = ".*run@2"'):
+        train(load(write(tmp_path, 45, 4, room), {}), {})
+    again = f'{room}\ninit = "{tmp_path}/run@2"'
+    assert train(load(write(tmp_path, 45, 4, again), {}), {}) == 0
+    assert train(load(write(tmp_path, 45, 6, again), {}), {}) == 0
+    run = Run(tmp_path / "run")
+    assert run.steps() == [2, 4, 6]
+    assert [run.manifest(step).parent for step in (4, 6)] == [
+        run.manifest(step).hash for step in (2, 4)
+    ]
+    # 6 went on from 4, its position with it.
+    assert run.manifest(6).position == 2 * run.manifest(4).position
+    channel = read_channel(run, "stable")
+    assert channel is not None and (channel.step, channel.generation) == (6, 3)
 
 
 def test_an_unknown_user_is_refused():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -46,7 +46,8 @@ class Source(Protocol):
 class TrainingData(Protocol):
     """What a class in `data.class` gives; constructed as `Class(**config)` on every rank.
 
-    It may have `files()`, {name: content} to be published beside the weights (a tokenizer's).
+    It may have `files()`, {name: content} to be published beside the weights (a tokenizer's), and
+    `counts()`, {argument: number} that a model's class is given where its config leaves them out.
     """
 
     def train(self) -> Mapping[str, Tensor] | Source: ...
@@ -76,6 +77,7 @@ class Datasets:
     train: Source
     held_out: Source
     files: Callable[[], Mapping[str, bytes]] = dict
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def fingerprint(self) -> str:
@@ -113,7 +115,8 @@ def open_data(config: DataConfig, root: Path) -> Datasets:
             )
         found.append(source)
     train, held_out = found
-    return Datasets(train, held_out, getattr(data, "files", dict))
+    counts = getattr(data, "counts", dict[str, int])()
+    return Datasets(train, held_out, getattr(data, "files", dict), counts)
 
 
 def not_empty(source: Source, what: str) -> Source:

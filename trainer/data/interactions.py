@@ -1,9 +1,9 @@
 """Who took what: `class = "trainer.data:Interactions"`, from CSV or Parquet files.
 
-Owns the reading of the columns and the numbers that stand for users and items, in the order in
-which they first appear; the table of them is published beside the weights. Samples have "user",
-"item" and, where a column of values is named, "value". Invariant: what is held out is each user's
-last interaction: a model is asked about the future, of users that it has seen.
+Owns the reading of the columns and the numbers that stand for users and items; the table of them is
+published beside the weights. Samples have "user", "item" and, where a column of values is named,
+"value". Invariants: what is held out is each user's last interaction: a model is asked about the
+future, of users that it has seen. Who has a number keeps it when later interactions are added.
 """
 
 from __future__ import annotations
@@ -50,14 +50,13 @@ class Interactions:
         rows = [row for file in matching(files) for row in _rows(file, names)]
         if time is not None:
             rows.sort(key=lambda row: _number(row[-1], time))
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row[0]] = counts.get(row[0], 0) + 1
-        rows = [row for row in rows if counts[row[0]] >= least]
+        user_numbers, item_numbers = _numbered(rows, least)
+        rows = [row for row in rows if row[0] in user_numbers]
         if not rows:
             raise BadPlugin(f"data.config.files: no user has {least} interactions")
-        self.users, users = _numbered([row[0] for row in rows])
-        self.items, items = _numbered([row[1] for row in rows])
+        self.users, self.items = list(user_numbers), list(item_numbers)
+        users = np.asarray([user_numbers[row[0]] for row in rows], np.int64)
+        items = np.asarray([item_numbers[row[1]] for row in rows], np.int64)
         columns = {"user": users, "item": items}
         if value is not None:
             values = [_number(row[2], value) for row in rows]
@@ -71,6 +70,9 @@ class Interactions:
 
     def held_out(self) -> Table:
         return Table(self._held_out, self._fingerprint)
+
+    def counts(self) -> Mapping[str, int]:
+        return {"users": len(self.users), "items": len(self.items)}
 
     def files(self) -> Mapping[str, bytes]:
         return {TABLE: orjson.dumps({"users": self.users, "items": self.items})}
@@ -133,10 +135,21 @@ def _number(text: str, name: str) -> float:
         raise BadPlugin(f"data.config: column {name!r} has {text!r}, which is no number") from error
 
 
-def _numbered(ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    known: dict[str, int] = {}
-    numbers = [known.setdefault(one, len(known)) for one in ids]
-    return list(known), np.asarray(numbers, np.int64)
+def _numbered(rows: Sequence[Row], least: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Users by the row that is their `least`-th, items by the row with which they come to count: so
+    that rows which are added behind change no number."""
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    waiting: dict[str, list[str]] = {}
+    for user, item, *_ in rows:
+        if user not in users:
+            waiting.setdefault(user, []).append(item)
+            if len(waiting[user]) < least:
+                continue
+            users[user] = len(users)
+        for one in waiting.pop(user, [item]):
+            items.setdefault(one, len(items))
+    return users, items
 
 
 def _last(users: NDArray[np.int64]) -> NDArray[np.bool_]:
