@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.config import ReplicaConfig
 from backends.control import Control
+from backends.crashes import Crashes
 from backends.errors import NotReady, Unsupported
 from backends.events import Events
 from backends.llm.answered import answered
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 TICK_S = 0.25
 # The load changes with every step; gateways hear of it so often.
 STATUS_S = 0.1
-# A device that fails at every step must not fill the disk with saying so.
-CRASHED_EVERY_S = 1.0
 
 
 # (config, emit, crashed): both are called on the device thread.
@@ -89,8 +88,7 @@ class LlmReplica:
         )
         # Set when only a new process can serve: the device is lost.
         self.broken = asyncio.Event()
-        # Of the device thread: when it last told of a step that failed, and how many since.
-        self._crashed_at, self._crashes = 0.0, 0
+        self._crashes = Crashes(events, "device.crashed", "steps")
         self._ticker: asyncio.TimerHandle | None = None
         self._pushing: asyncio.TimerHandle | None = None
 
@@ -205,17 +203,9 @@ class LlmReplica:
 
     def _crashed(self, error: BaseException) -> None:
         """A step failed; those who were in it hear of it by their outputs."""
-        from backends.tensor.boot import device_is_lost, where
-
-        self._crashes += 1
-        now = time.monotonic()
-        if now - self._crashed_at >= CRASHED_EVERY_S:
-            fields = {"error": repr(error)[:500], "where": where(error)}
-            self._events("device.crashed", steps=self._crashes, **fields)
-            self._crashed_at, self._crashes = now, 0
-        lost = self._machine.lost if self._machine is not None else ""
-        if device_is_lost(error):
-            lost = f"the device is lost: {error}"
+        lost = self._crashes(error)
+        if not lost and self._machine is not None:
+            lost = self._machine.lost
         if lost:
             self._post(self._break, lost)
 

@@ -5,7 +5,6 @@ Runs in a background thread; importing this module imports torch.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,20 +66,3 @@ def holder_of(model: str) -> str:
     """The name of the replica's leases: letters, digits and . _ - only."""
     name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in model)
     return f"replica-{name}"[:64].rstrip("-")
-
-
-def where(error: BaseException) -> str:
-    """The line of the model on which it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def device_is_lost(error: BaseException) -> bool:
-    """Whether nothing can run on the device any more: CUDA's sticky errors outlive their batch."""
-    if isinstance(error, torch.OutOfMemoryError) or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.config import ReplicaConfig
 from backends.control import Control
+from backends.crashes import Crashes
 from backends.errors import BackendError, NotReady
 from backends.events import Events
 from backends.server import Connection, Server
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 # How often clocks are looked at: the end of a probation, a device that hangs.
 TICK_S = 0.25
-# A model that raises on every batch must not fill the disk with saying so.
-RAISED_EVERY_S = 1.0
 # After batches at least so long, the device waits for several gateways' next ones: a part of what
 # the batch took, and no longer than a message needs there and back.
 LONG_S, LINGER_SHARE, LINGER_S = 0.01, 0.02, 0.001
@@ -73,8 +72,7 @@ class TensorReplica:
         )
         # Set when only a new process can serve: the device is lost.
         self.broken = asyncio.Event()
-        # Of the device thread: when it last told of a model that raised, and how often since.
-        self._raised_at, self._raised = 0.0, 0
+        self._raised = Crashes(events, "model.raised", "batches")
         self._batches = self._rows = 0
         # Connections that batches came from.
         self._sources: set[Connection] = set()
@@ -213,16 +211,9 @@ class TensorReplica:
         self._post(self._deliver, [(job, fault) for job in jobs], None)
 
     def _model_raised(self, error: BaseException, rows: int) -> None:
-        from backends.tensor.boot import device_is_lost, where
-
-        self._raised += 1
-        now = time.monotonic()
-        if now - self._raised_at >= RAISED_EVERY_S:
-            fields = {"error": repr(error)[:500], "rows": rows, "where": where(error)}
-            self._events("model.raised", batches=self._raised, **fields)
-            self._raised_at, self._raised = now, 0
-        if device_is_lost(error):
-            self._post(self._standing.fail, f"the device is lost: {error}")
+        lost = self._raised(error, rows=rows)
+        if lost:
+            self._post(self._standing.fail, lost)
             self._post(self.broken.set)
 
     # --------------------------------------------------------------------------- back on the loop

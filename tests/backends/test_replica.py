@@ -251,9 +251,7 @@ async def test_a_hung_device_is_seen_and_makes_it_unready(serve, gate):
 
 
 async def test_a_lost_device_fails_the_replica_and_ends_it(serve, monkeypatch):
-    monkeypatch.setattr(
-        "backends.tensor.boot.device_is_lost", lambda error: "below 0" in str(error)
-    )
+    monkeypatch.setattr("backends.crashes.device_is_lost", lambda error: "below 0" in str(error))
     async with serve(SCALE + "config = { picky = true }") as replica:
         gateway = await Gateway.connect(replica.address)
         await gateway.state("ready")
