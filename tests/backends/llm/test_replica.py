@@ -334,6 +334,53 @@ async def test_a_stream_that_outlives_its_version_says_which_tokens_were_whose(s
         await gateway.close()
 
 
+def said_last(surface: str, data: bytes) -> dict[str, Any]:
+    """Of an answer of that surface, where it tells its versions."""
+    if surface == "ws":
+        return orjson.loads(data.splitlines()[-1])
+    if not data.startswith((b"data: ", b"event: ")):
+        return orjson.loads(data)
+    last = [event for event in events(data) if event != "[DONE]"][-1]
+    return last.get("response", last)
+
+
+async def test_every_surface_says_which_tokens_were_whose(serve, run, trap):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    plain = {"temperature": 0, "ignore_eos": True}
+    asked = [
+        ("chat", {**LONG, "stream": False}),
+        ("completions", {**plain, "max_tokens": 250, "prompt": "Hi"}),
+        ("responses", {**plain, "max_output_tokens": 250, "input": "Hi"}),
+        ("responses", {**plain, "max_output_tokens": 250, "input": "Hi", "stream": True}),
+        ("generate", {**plain, "max_tokens": 250, "text_input": "Hi"}),
+        ("generate_stream", {**plain, "max_tokens": 250, "text_input": "Hi"}),
+        ("ws", {**plain, "max_tokens": 250, "text_input": "Hi"}),
+        ("ws", {**plain, "max_tokens": 250, "messages": HI["messages"]}),
+    ]
+    async with serve('swap = "auto"\nprobation_s = 0\nfinish_s = 0') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        swapped = threading.Event()
+        # None ends before the new version is there.
+        trap(lambda salt: salt == 7 and swapped.wait(0.01) and None)
+        calls = [gateway.call(surface, body) for surface, body in asked]
+        await gateway.until(lambda: gateway.statuses[-1].load.get("running") == len(asked))
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+        swapped.set()
+        for id, (surface, _) in zip(calls, asked, strict=True):
+            data, version = await gateway.reply(id)
+            assert version == old.version, surface
+            spans = said_last(surface, data)["model_versions"]
+            assert [span["version"] for span in spans] == [old.version, new.version], surface
+            assert sum(span["tokens"] for span in spans) == 250, surface
+        short, _ = await gateway.reply(gateway.call("generate", {**plain, "text_input": "Hi"}))
+        assert "model_versions" not in orjson.loads(short)
+        await gateway.close()
+
+
 async def test_without_room_for_two_weights_are_exchanged_in_place(serve, run):
     old = commit_llm(run, 1, 7)
     publish(run, "stable", 1)
