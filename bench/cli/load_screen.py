@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from bench.load.generator import Progress
@@ -124,7 +125,7 @@ def show(spec: LoadSpec, report: LoadReport, console: Console) -> None:
     table.add_row("good answers", f"{report.ok:,}", f"{report.rate:,.1f}/s")
     for status, count in sorted(report.statuses.items()):
         if status[0] != "2":
-            table.add_row(f"status {status}", f"{count:,}", "")
+            table.add_row(f"status {status}", f"{count:,}", escape(report.said.get(status, "")))
     for error, count in sorted(report.errors.items()):
         table.add_row(error, f"{count:,}", "")
     if report.refused:
@@ -205,6 +206,7 @@ def figures(spec: LoadSpec, report: LoadReport) -> dict[str, Any]:
         "ok_per_second": report.rate,
         "statuses": report.statuses,
         "errors": report.errors,
+        "said": report.said,
         "refused": report.refused,
         "reconnects": report.reconnects,
         "events": report.events,

@@ -38,11 +38,11 @@ class Owner(Protocol):
 
 class Connection(asyncio.Protocol):
     """`since` is what latency counts from, `sent` when the bytes went out; `counted` is the
-    owner's note whether the request is in the report."""
+    owner's note whether the request is in the report. `said`: the last piece of the answer."""
 
     __slots__ = (
         "_head", "_open", "_owner", "_parser", "_timing", "_to_end", "_transport",
-        "busy", "counted", "received", "sent", "since",
+        "busy", "counted", "received", "said", "sent", "since",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, *, timing: bool = False) -> None:
@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self.busy = self.counted = False
         self.since = self.sent = 0.0
         self.received = 0
+        self.said = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
+        self.said = data
         if self._timing and (found := BATCH.search(data)) is not None:
             self._owner.told(self, int(found[1]))
         if self._head is not None:

@@ -32,6 +32,8 @@ TURN = 64
 STOPPED_S = 0.5
 # Connections that are opened together: more could overflow a server's accept queue.
 OPENING = 128
+# Of what a bad answer said.
+SAID_BYTES = 300
 
 
 class CannotConnect(Exception):
@@ -183,6 +185,8 @@ class Drive:
             report.latency.record(nanoseconds)
             if self._progress is not None:
                 self._recent.record(nanoseconds)
+        elif key not in report.said:
+            report.said[key] = _text(connection.said)
 
     def broken(self, connection: Any, why: str) -> None:
         if connection.counted:
@@ -337,3 +341,9 @@ def _secure(spec: LoadSpec) -> ssl.SSLContext | None:
     if spec.insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
+
+
+def _text(piece: bytes) -> str:
+    """Of an answer's last piece, what people may read: the body, in a line."""
+    body = piece.partition(b"\r\n\r\n")[2] if piece.startswith(b"HTTP/") else piece
+    return " ".join(body[:SAID_BYTES].decode(errors="replace").split())

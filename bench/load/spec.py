@@ -128,7 +128,8 @@ class LoadReport:
     answers told their batch; each is 1/rows of one, and `batches` is the sum of that. Of streams:
     how many `events` came, the time to the `first` of each, and the `gaps` between those after it
     (events that came together are one gap). `tokens`: of completions, as the server counts them.
-    `interrupted`: it was ended before its time."""
+    `interrupted`: it was ended before its time. `said`: what the first answer of each bad status
+    said, or its end."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -136,6 +137,7 @@ class LoadReport:
     received: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
     reconnects: int = 0
     refused: int = 0
     backlog: int = 0
@@ -194,6 +196,7 @@ class LoadReport:
         for mine, its in ((self.statuses, other.statuses), (self.errors, other.errors)):
             for key, count in its.items():
                 mine[key] = mine.get(key, 0) + count
+        self.said = other.said | self.said
         self.cpu_share = max(self.cpu_share, other.cpu_share)
         self.interrupted |= other.interrupted
         for name in HISTOGRAMS:

@@ -37,6 +37,7 @@ class SocketConnection(asyncio.Protocol):
         self._open = self.busy = self.counted = False
         self.since = self.sent = 0.0
         self.received = 0
+        self.said = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -122,7 +123,7 @@ class SocketConnection(asyncio.Protocol):
             self._last = now
             return
         found = _STATUS.search(message[:512])
-        self.busy = False
+        self.busy, self.said = False, message
         self._owner.answered(self, 200 if found is None else int(found[1]))
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -73,6 +73,7 @@ async def test_statuses_are_told_apart(base):
     report = await load(f"{base}/status/503")
     assert report.ok == 0
     assert report.failed == report.statuses["503"] == report.sent
+    assert report.said == {"503": "ok"}
     assert report.latency.count == 0
 
 
