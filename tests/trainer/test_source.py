@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from backends.checkpoint import Run, read_channel, read_tensors
 from tests.trainer.ranks import weight_hashes
@@ -37,7 +39,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    Tokenizer(WordLevel({"x": 0}, "x")).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "x"}')
     return folder
 
