@@ -18,7 +18,7 @@ from backends.checkpoint import ChannelRecord, CheckpointError, Run, quarantine
 from backends.errors import Conflict
 from backends.events import Events
 from backends.pointing import Pointing
-from backends.probation import Measures, Probation
+from backends.probation import Judge, Ran
 from backends.reload import (
     Action,
     Begin,
@@ -82,24 +82,6 @@ class Host(Protocol[V_contra]):
     def changed(self) -> None: ...
 
 
-class Ran(Protocol):
-    """What a version did: so many rows together in so many seconds, for so many requests, of which
-    so many failed. `regressed`: why it must go at once, or nothing."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def requests(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def regressed(self) -> str: ...
-
-
 class Follower(Generic[V]):
     def __init__(
         self,
@@ -119,7 +101,7 @@ class Follower(Generic[V]):
         it looked at now."""
         self._run, self._channel, self._loader = run, channel, loader
         self._reload, self._host, self._events = reload, host, events
-        self._slowdown, self._look = slowdown, look
+        self._look = look
         self._loop = asyncio.get_running_loop()
         self._pointing = Pointing(run, events, copy_of)
         self._watching = Watching(
@@ -130,8 +112,7 @@ class Follower(Generic[V]):
             unread=lambda reason: self._post(self._unread, reason),
         )
         self._versions: dict[str, V] = {}  # by manifest hash
-        self._measures: dict[str, Measures] = {}  # by version
-        self._probation: Probation | None = None
+        self._judge = Judge(slowdown)
         self._cancel = threading.Event()
         self._unreadable = ""
         self._seen_any = False
@@ -232,23 +213,19 @@ class Follower(Generic[V]):
     def observe(self, batch: Ran) -> None:
         """A batch has run."""
         serving = self._reload.serving
-        measures = self._measures.get(batch.version)
-        if measures is None or serving is None:
+        if serving is None:
             return
-        if self._probation is not None and batch.version == serving.version:
-            why = batch.regressed or self._probation.observe(
-                batch.rows, batch.seconds, batch.requests, batch.failed
-            )
-            if why:
-                self._do(self._reload.regressed(why, time.monotonic()))
-        measures.observe(batch.rows, batch.seconds, batch.requests, batch.failed)
+        why = self._judge.observe(batch, serving.version)
+        if why:
+            self._do(self._reload.regressed(why, time.monotonic()))
 
     # ------------------------------------------------------------------------------- what it does
 
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             self._one(action)
-        self._probation_follows()
+        fallback = self._reload.fallback if self.stage is Stage.PROBATION else None
+        self._judge.compare(fallback.version if fallback else None)
         if actions:
             self._host.changed()
 
@@ -274,18 +251,11 @@ class Follower(Generic[V]):
                 self._host.commit()
             case Release():
                 version = self._versions.pop(target.hash)
-                self._measures.pop(target.version, None)
+                self._judge.forget(target.version)
                 self._host.release(version, lambda: self._background("release", version.discard))
             case Quarantine():
                 why = {"reason": action.reason, "found_by": "replica"}
                 self._background("quarantine", self._quarantine, target, why)
-
-    def _probation_follows(self) -> None:
-        fallback = self._reload.fallback if self.stage is Stage.PROBATION else None
-        if fallback is None:
-            self._probation = None
-        elif self._probation is None:
-            self._probation = Probation(self._measures[fallback.version], self._slowdown)
 
     def _background(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
         # Ends with its work, or with the process: nothing waits for a disk that hangs.
@@ -347,7 +317,7 @@ class Follower(Generic[V]):
 
     def _loaded(self, target: Target, version: V) -> None:
         self._versions[target.hash] = version
-        self._measures.setdefault(target.version, Measures())
+        self._judge.know(target.version)
         self._do(self._reload.loaded(target, time.monotonic()))
 
     def _swapped(self, target: Target) -> None:

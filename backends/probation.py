@@ -1,10 +1,13 @@
 """Whether a new version does worse than the one before it: its faults and its service times.
 
-Pure: batches come in, a verdict goes out. Times are compared only between batches of about equal
-size (powers of two), so that a change of traffic is no regression; outliers are outvoted.
+Pure: batches come in, a verdict goes out; what is known of each live version is kept here. Times
+are compared only between batches of about equal size (powers of two), so that a change of traffic
+is no regression; outliers are outvoted.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 # Verdicts need some evidence: with fewer batches or requests, chance decides.
 MIN_BATCHES, MIN_REQUESTS = 20, 20
@@ -12,6 +15,24 @@ MIN_BATCHES, MIN_REQUESTS = 20, 20
 FLOOR_S = 0.002
 # A model may fail on so many requests more than before: the clients change too.
 MARGIN = 0.05
+
+
+class Ran(Protocol):
+    """What a version did: so many rows together in so many seconds, for so many requests, of which
+    so many failed. `regressed`: why it must go at once, or nothing."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def regressed(self) -> str: ...
 
 
 class Measures:
@@ -66,3 +87,39 @@ class Probation:
                 f"{self._slowdown:g} times as long as before"
             )
         return ""
+
+
+class Judge:
+    """What is known of each live version, and the probation of the one that serves; slower by
+    `slowdown` is too slow. A version that it does not know is not judged."""
+
+    def __init__(self, slowdown: float) -> None:
+        self._slowdown = slowdown
+        self._measures: dict[str, Measures] = {}
+        self._probation: Probation | None = None
+
+    def know(self, version: str) -> None:
+        self._measures.setdefault(version, Measures())
+
+    def forget(self, version: str) -> None:
+        self._measures.pop(version, None)
+
+    def compare(self, before: str | None) -> None:
+        """What serves is on probation after that known version; or no longer. Said again and again,
+        it changes nothing."""
+        if before is None:
+            self._probation = None
+        elif self._probation is None:
+            self._probation = Probation(self._measures[before], self._slowdown)
+
+    def observe(self, ran: Ran, serving: str) -> str:
+        """Why to go back from what serves, or nothing."""
+        measures = self._measures.get(ran.version)
+        if measures is None:
+            return ""
+        seen = ran.rows, ran.seconds, ran.requests, ran.failed
+        why = ""
+        if self._probation is not None and ran.version == serving:
+            why = ran.regressed or self._probation.observe(*seen)
+        measures.observe(*seen)
+        return why

@@ -15,7 +15,7 @@ LEAST_TOKENS = 8
 
 
 class Answered(NamedTuple):
-    """What a version did for one call: see `backends.follower.Ran`. Rows are calls that ran beside
+    """What a version did for one call: see `backends.probation.Ran`. Rows are calls that ran beside
     it, seconds are those of a token."""
 
     version: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
-from backends.probation import MIN_BATCHES, MIN_REQUESTS, Measures, Probation
+from backends.probation import MIN_BATCHES, MIN_REQUESTS, Judge, Measures, Probation
 
 
 def before(seconds=0.010, rows=64, failed=0):
@@ -68,3 +70,53 @@ def test_old_failures_are_forgotten_slowly():
 
 def test_without_measures_before_times_say_nothing():
     assert first_complaint(Probation(Measures(), 3.0), 100, 9.0) is None
+
+
+class Batch(NamedTuple):
+    version: str
+    seconds: float = 0.01
+    failed: int = 0
+    regressed: str = ""
+    rows: int = 8
+    requests: int = 1
+
+
+def judged() -> Judge:
+    """It knows how fast "old" was, and nothing yet of "new"."""
+    judge = Judge(2.0)
+    for version in ("old", "new"):
+        judge.know(version)
+    for _ in range(MIN_BATCHES):
+        assert judge.observe(Batch("old"), "old") == ""
+    return judge
+
+
+def test_a_judge_compares_only_what_serves_and_only_on_probation():
+    judge = judged()
+    slow = Batch("new", seconds=1.0)
+    for _ in range(2 * MIN_BATCHES):
+        assert judge.observe(slow, "new") == ""  # on no probation yet
+    judge.compare("old")
+    for _ in range(2 * MIN_BATCHES):
+        assert judge.observe(Batch("old", seconds=0.01), "new") == ""
+    for _ in range(MIN_BATCHES - 1):
+        assert judge.observe(slow, "new") == ""
+        judge.compare("old")  # goes on with the same probation
+    assert "took more than" in judge.observe(slow, "new")
+    judge.compare(None)
+    assert judge.observe(slow, "new") == ""
+
+
+def test_a_judge_goes_back_at_once_where_the_version_says_so():
+    judge = judged()
+    wrong = Batch("new", regressed="its answers are not numbers")
+    assert judge.observe(wrong, "new") == ""
+    judge.compare("old")
+    assert judge.observe(wrong, "new") == "its answers are not numbers"
+
+
+def test_a_judge_knows_nothing_of_a_version_that_went():
+    judge = judged()
+    judge.compare("old")
+    judge.forget("new")
+    assert judge.observe(Batch("new", regressed="it is wrong"), "new") == ""
