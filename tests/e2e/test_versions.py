@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from backends.checkpoint import Probe, Run, is_quarantined, publish, read_channel
+from gateway.control import call_replica
 from tests.e2e.fleet import ROOT, GatewayProcess, get_json
 from tests.e2e.models.stamp import SLOW
 from tests.e2e.publishing import (
@@ -65,8 +66,9 @@ class Versioned(Stamped):
         found = next(r for r in self.gateway.replicas() if r["name"] == replica)
         return found["version"], found["reload"], found["reload_to"]
 
-    def roll_back(self) -> None:
-        url = f"{self.gateway.admin}/models/stamp/rollback"
+    def operate(self, verb: str) -> None:
+        """`promote` or `rollback`, as an operator."""
+        url = f"{self.gateway.admin}/models/stamp/{verb}"
         urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
 
     def settled(self, version: str) -> bool:
@@ -161,8 +163,7 @@ async def test_a_replica_killed_as_it_goes_back_never_serves_that_version_again(
         await until("the first", lambda: versioned.at("probation"))
         killed = versioned.at("probation")
         await ask_both_slowly(versioned, group)
-        await until("the other", lambda: versioned.at("ready"))
-        versioned.roll_back()
+        await call_replica(killed["address"], "rollback")
         # It swaps back after the batch that runs.
         await until("it", lambda: versioned.stage(killed["name"]) == (bad, "swap", before))
         os.kill(killed["pid"], signal.SIGKILL)
@@ -318,6 +319,18 @@ class Canaried(Versioned):
             f'[models.canary]\nchannel = "canary"\n{text}',
         )
 
+    def tries(self, version: str) -> bool:
+        """The canary's replica serves it, settled, and the other one what came first."""
+        model = self.gateway.status()["models"][0]
+        found = {r["name"]: (r["version"], r["reload"], r["state"]) for r in model["replicas"]}
+        return model["rollout"]["canary"]["trying"] == version and found == {
+            "stable": (self.first, "idle", "ready"),
+            "canary": (version, "idle", "ready"),
+        }
+
+    def worker_ready(self) -> bool:
+        return all(worker["state"] == "ready" for worker in self.gateway.status()["workers"])
+
 
 @pytest.fixture(scope="module")
 def canaried(tmp_path_factory):
@@ -358,3 +371,37 @@ async def test_a_canary_that_is_slower_is_rolled_back(canaried):
         text=True,
     )
     assert told.returncode == 1 and "tries nothing" in told.stderr
+
+
+async def test_a_session_keeps_its_version_while_a_canary_is_tried(tmp_path):
+    served = Canaried(tmp_path, share=0.4, by="session", decide="manual")
+    served.gateway.wait_ready()
+    await until("both replicas", served.all_ready)
+    new = await asyncio.to_thread(served.publish, to="canary")
+    await until("the trial", lambda: served.tries(new))
+    first = await by_session(served)
+    assert set(first.values()) == {served.first, new}
+    assert 0.15 < list(first.values()).count(new) / len(first) < 0.65
+    for _ in range(5):
+        assert await by_session(served) == first
+    # A worker that comes in its place knows nothing, and yet sends them the same way.
+    (victim,) = served.gateway.status()["workers"]
+    os.kill(victim["pid"], signal.SIGKILL)
+    await until("its death", lambda: served.happened("worker-0", "SIGKILL"))
+    await until("another", lambda: served.worker_ready() and served.tries(new))
+    assert await by_session(served) == first
+    await asyncio.to_thread(served.operate, "promote")
+    await until("the promotion", lambda: served.settled(new))
+    assert set((await by_session(served)).values()) == {new}
+    assert served.gateway.stop() == 0, served.gateway.log
+
+
+async def by_session(served: Canaried) -> dict[str, str]:
+    """The version that each of some sessions is answered by."""
+    names = [f"session-{number}" for number in range(40)]
+    async with aiohttp.ClientSession() as client:
+        answers = await asyncio.gather(
+            *(ask(client, served.gateway.url, 1.0, **{"x-session-id": name}) for name in names)
+        )
+    assert all(int(answer.version.split("-")[0]) == answer.stamp for answer in answers)
+    return dict(zip(names, (answer.version for answer in answers), strict=True))
