@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.http as triton
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 ADDRESS, MODEL, SIDE = "127.0.0.1:8084", "efficientnet", 224
 
@@ -38,7 +39,10 @@ def main() -> None:
         parser.error(str(error))
     wanted = triton.InferRequestedOutput("probabilities", class_count=options.top)
     client = triton.InferenceServerClient(options.address)
-    best = client.infer(MODEL, [image], outputs=[wanted]).as_numpy("probabilities")
+    try:
+        best = client.infer(MODEL, [image], outputs=[wanted]).as_numpy("probabilities")
+    except (OSError, InferenceServerException) as error:
+        parser.exit(1, f"{options.address}: {error}\n")
     for line in best.reshape(-1):
         probability, number, *label = line.decode().split(":", 2)
         print(f"{float(probability):7.1%}  {label[0] if label else f'class {number}'}")

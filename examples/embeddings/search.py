@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 URL, MODEL = "http://127.0.0.1:8084/v1", "minilm"
 SENTENCES = [
@@ -23,7 +23,10 @@ def main() -> None:
     arguments = parser.parse_args()
     question = " ".join(arguments.question) or "Someone is having lunch."
     client = OpenAI(base_url=arguments.url, api_key="unused")
-    answer = client.embeddings.create(model=MODEL, input=[question, *SENTENCES])
+    try:
+        answer = client.embeddings.create(model=MODEL, input=[question, *SENTENCES])
+    except OpenAIError as error:
+        parser.exit(1, f"{arguments.url}: {error}\n")
     first, *others = (item.embedding for item in answer.data)
     # Embeddings have length 1, so that the product is the cosine of their angle.
     nearness = [sum(a * b for a, b in zip(first, other, strict=True)) for other in others]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 URL, MODEL = "http://127.0.0.1:8082/v1", "smollm2"
 
@@ -38,9 +38,12 @@ def main() -> None:
     while question := arguments.question or _read():
         messages.append({"role": "user", "content": question})
         said = ""
-        for text in answer(client, messages):
-            print(text, end="", flush=True)
-            said += text
+        try:
+            for text in answer(client, messages):
+                print(text, end="", flush=True)
+                said += text
+        except OpenAIError as error:
+            parser.exit(1, f"{arguments.url}: {error}\n")
         print()
         messages.append({"role": "assistant", "content": said})
         if arguments.question:

@@ -134,7 +134,10 @@ def main() -> None:
     parser.add_argument("--model", default="digits")
     parser.add_argument("--count", type=int, default=200, help="below 256: a socket takes no more")
     options = parser.parse_args()
-    asyncio.run(show(options.url, options.model, options.count))
+    try:
+        asyncio.run(show(options.url, options.model, options.count))
+    except (OSError, Failed, websockets.WebSocketException) as error:
+        parser.exit(1, f"{options.url}: {error}\n")
 
 
 if __name__ == "__main__":
