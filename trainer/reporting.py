@@ -15,9 +15,6 @@ from trainer.metrics import Journal, Live, Plain, Reporter, Sink, View
 from trainer.model import Definition
 from trainer.speed import Speed, count_flops, memory, peak
 
-# Enough rows that per-sample costs dominate, few enough to be counted at once.
-COUNTED_ROWS = 2
-
 
 def open_reporter(session: Session, world: World) -> Reporter:
     """Raises BadAddress."""
@@ -60,7 +57,9 @@ def measure(session: Session, world: World) -> Speed:
 
 
 def flops_per_sample(definition: Definition, session: Session) -> float | None:
-    source = session.data.train
-    rows = min(COUNTED_ROWS, len(source))
+    """Counted on as many samples as a pass takes: some work is done once for all of them."""
+    source, data = session.data.train, session.loaded.config.data
+    share = -(-data.batch_size // session.mesh.data_ranks)
+    rows = min(data.micro_batch or share, share, len(source))
     counted = count_flops(definition.on_meta().loss, source.take(torch.arange(rows)))  # type: ignore[arg-type]
     return None if counted is None else counted / rows

@@ -9,9 +9,11 @@ import torch
 
 from backends.checkpoint import Run, read_channel, read_tensors
 from backends.models.two_tower import TwoTower
+from trainer.build import prepare
 from trainer.config import load
 from trainer.errors import BadPlugin, RunMismatch
 from trainer.process import train
+from trainer.reporting import flops_per_sample
 
 CONFIG = """
 run = "{folder}/run"
@@ -71,6 +73,23 @@ def test_the_data_says_how_many_there_are(tmp_path: Path):
     assert Run(tmp_path / "run").manifest(2).model["config"] == {"users": 40, "items": 20}
     with pytest.raises(BadPlugin, match=r"model\.config\.users: is 30, and the data has 40"):
         train(load(write(tmp_path, 40, 2, "config = { users = 30 }"), {}), {})
+
+
+def test_what_is_computed_once_for_a_batch_is_shared_by_its_samples(tmp_path: Path):
+    """As the tower of items is."""
+
+    def counted(batch: int) -> float:
+        text = write(tmp_path, 40, 2, "config = { users = 40, items = 500 }")
+        session = prepare(load(text, {}, (f"data.batch_size={batch}",)), 1)
+        found = flops_per_sample(session.definition, session)
+        assert found is not None
+        return found
+
+    alone, eight = counted(1), counted(8)
+    user = 3 * 2 * (64 * 128 + 128 * 64)
+    scores = 2 * 3 * 500 * 64
+    assert alone == pytest.approx(user + 500 * user + scores, rel=0.01)
+    assert eight == pytest.approx(user + 500 * user / 8 + scores, rel=0.01)
 
 
 def test_a_run_learns_from_what_was_taken_since(tmp_path: Path):
