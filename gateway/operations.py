@@ -194,7 +194,8 @@ class Operations:
         self._model(model)
         if (answer := await self._running.versions.rollback(model)) is not None:
             return answer
-        return await self._replicas_do(model, "rollback")
+        with self._running.versions.held(model):
+            return await self._replicas_do(model, "rollback")
 
     async def replace(self, model: str) -> Json:
         """New processes, which load what the channel points at, take the replicas' places."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ class Versions:
         self._canaries: dict[str, Canary] = {}
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Models whose replicas are being told something by an operator.
+        self._held: list[str] = []
         # When the replicas that need a new process may have one again.
         self._crowded: dict[str, float] = {}
 
@@ -106,6 +108,18 @@ class Versions:
         if canary is None or not canary.trying(self._models[model].views()):
             return None
         return await canary.rollback(self._models[model].views())
+
+    @contextmanager
+    def held(self, model: str) -> Iterator[None]:
+        """Gives no orders meanwhile: all are to hear an operator's word first. Else one that has
+        heard of another's refusal already would go back a second time."""
+        self._held.append(model)
+        try:
+            yield
+        finally:
+            self._held.remove(model)
+            if model in self._models:
+                self._follow_up(model)
 
     async def _look(self, families: list[Family]) -> None:
         now = asyncio.get_running_loop().time()
@@ -186,6 +200,8 @@ class Versions:
             self._follow_up(link.model.name)
 
     def _follow_up(self, model: str) -> None:
+        if model in self._held:
+            return
         orders, findings = self._models[model].decide(asyncio.get_running_loop().time())
         self._note(findings)
         for order in orders:

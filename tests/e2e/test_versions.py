@@ -205,6 +205,20 @@ async def test_replicas_take_a_version_one_after_another(versioned):
     assert versioned.gateway.status()["models"][0]["rollout"]["skew_s"] == 0
 
 
+async def test_an_operator_goes_back_by_one_version_at_every_replica(versioned):
+    before = await calm(versioned)
+    # Whoever goes back first has the gateway refuse the version to the other, which waits for it.
+    for _ in range(5):
+        async with steady(versioned.gateway.url, rate=80) as record:
+            bad = await asyncio.to_thread(versioned.publish)
+            await until("both", lambda: versioned.at("probation") and versioned.at("ready"))
+            await asyncio.to_thread(versioned.operate, "rollback")
+            await until("the version before", lambda: versioned.settled(before))
+        check(record)
+        assert set(record.versions()) <= {before, bad}
+        assert versioned.happened(f"{bad} is refused everywhere", "operator")
+
+
 async def test_a_version_that_fails_its_probe_is_served_by_nobody(versioned):
     before = await calm(versioned)
     wrong = Probe(inputs={"x": [[1.0]]}, outputs={"y": [[1.0, -1.0]]}, rtol=1e-3, atol=1e-3)
