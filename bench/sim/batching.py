@@ -27,7 +27,7 @@ from bench.sim.batch_contest import (
 )
 from bench.sim.batch_workload import Cell
 
-_LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.1)
+_LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 _QUICK_LOADS = (0.3, 0.8, 1.0, 1.1)
 _TIE = 0.0005  # leads of less are within what one run can tell
 _FLOOR = "greedy"
