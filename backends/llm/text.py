@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from backends.llm.control import Seals
 from backends.llm.errors import BadRequest, BadTokenizer, ContextTooLong
+from backends.llm.special_tokens import Seals
 from backends.llm.structured.vocabulary import Vocabulary
 from backends.llm.template import ChatTemplate
 from backends.llm.tokenizer import Tokenizer

@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer as Library
 
-from backends.llm.control import Names, Seals
 from backends.llm.errors import BadTokenizer
+from backends.llm.special_tokens import Names, Seals
 
 # Characters from which on others must not wait for a text to be encoded.
 LONG = 8192

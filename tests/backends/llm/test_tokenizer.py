@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.llm.control import Seals
 from backends.llm.detokenise import Detokeniser
 from backends.llm.errors import BadTokenizer
+from backends.llm.special_tokens import Seals
 from backends.llm.tokenizer import Tokenizer
 from tests.backends.llm.scripted import byte_level, ours, sentencepiece
 
