@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from tests.backends.llm.engine.test_engine import prompts
 from tests.backends.llm.fakes import Listener, generation, run
 from tests.backends.models.shapes import config
 
+# A load that was given up may still be drawing beside the next one, from the same generator.
+_drawing = threading.Lock()
+
 
 def make(request: Any, rank: int, world: int, group: dist.ProcessGroup | None) -> Network:
     """A tiny decoder of random weights, made of a seed on each rank; or what the tests need."""
@@ -25,8 +29,9 @@ def make(request: Any, rank: int, world: int, group: dist.ProcessGroup | None) -
         raise RuntimeError("no weights today")
     if request == f"end {rank}":
         raise SystemExit
-    torch.manual_seed(int(request) if str(request).isdigit() else 0)
-    model = Decoder(**config("qwen3")).eval().requires_grad_(False)
+    with _drawing:
+        torch.manual_seed(int(request) if str(request).isdigit() else 0)
+        model = Decoder(**config("qwen3")).eval().requires_grad_(False)
     network = DecoderNetwork(model.config, dtype=torch.float32, rank=rank, world=world, group=group)
     network.load_(model.state_dict())
     return network

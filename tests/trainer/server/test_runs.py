@@ -97,7 +97,7 @@ def steady_work() -> None:
 
 
 def slow_work() -> None:
-    _work_for(0.04)
+    _work_for(0.1)
 
 
 def _work_for(seconds: float) -> None:
@@ -217,7 +217,7 @@ def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     losses = [line["loss"] for line in journal(run, "step")]
     assert sum(losses[-10:]) < sum(losses[:10])
     steps = [a.ticket.steps for a in read(run).arrivals if pid(a) == slow.processes[0].pid]
-    assert steps[0] == 3 and 1 in steps  # ten times as slow, so its tickets became short
+    assert min(steps) < steps[0] == 3  # many times as slow, so its tickets became short
 
 
 def pid(arrival: Arrival) -> int:
