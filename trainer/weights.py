@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from backends.checkpoint import Failed, Part, Staging
+from backends.checkpoint.tensors import finite
 from trainer.export import Exported
 from trainer.shards import Region, local, place
 
@@ -98,7 +99,7 @@ class WeightFiles:
     def _make(self, name: str, gathered: Mapping[str, Tensor]) -> Tensor:
         exported = self._table[name]
         made = exported.make([gathered[source] for source in exported.sources])
-        if exported.finite and not bool(made.isfinite().all()):
+        if exported.finite and not finite(made):
             raise ValueError(f"{name} holds values that are no finite numbers")
         return made
 

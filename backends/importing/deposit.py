@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from backends.checkpoint import ChannelRecord, Part, Run, Staging, commit, publish
+from backends.checkpoint.tensors import finite
 from backends.importing.blueprint import Blueprint, blueprint
 from backends.importing.material import ImportFailed, Material
 from backends.importing.probe import make_probe
@@ -103,9 +104,9 @@ def _planned(plan: Blueprint, limit: int) -> list[list[str]]:
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype).contiguous()
-    if not bool(cast.isfinite().all()):
+    if not finite(cast):
         told = "holds values that are no finite numbers"
-        if bool(tensor.isfinite().all()):
+        if finite(tensor):
             told = f"does not fit {dtype}; use --dtype bf16"
         raise ImportFailed(f"tensor {name} {told}")
     return cast

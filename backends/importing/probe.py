@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from backends.checkpoint import Probe
+from backends.checkpoint.tensors import finite
 from backends.importing.blueprint import Blueprint
 from backends.importing.material import ImportFailed
 from backends.model import import_class
@@ -82,7 +83,7 @@ def _encoded(files: Mapping[str, bytes], texts: Sequence[str], known: int) -> li
 def _of_tensors(
     plan: Blueprint, inputs: Mapping[str, object], outputs: Mapping[str, Tensor]
 ) -> Probe | None:
-    if not all(bool(value.isfinite().all()) for value in outputs.values()):
+    if not all(finite(value) for value in outputs.values()):
         return None  # a replica will say so by its own check
     narrow = any(dtype.itemsize == 2 for _, dtype in plan.tensors.values())
     rtol, atol = COARSE if narrow else FINE

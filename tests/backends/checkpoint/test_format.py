@@ -21,7 +21,7 @@ from backends.checkpoint import (
     is_whole,
     read_tensors,
 )
-from backends.checkpoint.tensors import DTYPES, layout
+from backends.checkpoint.tensors import DTYPES, finite, layout
 from tests.backends.checkpoint.samples import MODEL, expected, make
 
 
@@ -225,3 +225,18 @@ def test_a_model_without_tensors_and_a_rank_without_any(root):
     run, _ = written(root, {})
     assert is_whole(run, 1)
     assert load_file(shard(run)) == {}
+
+
+@pytest.mark.parametrize("place", [0, 4, 99])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["F64", "F32", "F16", "BF16", "C64", "F8_E5M2"])
+def test_what_is_not_finite_is_seen_wherever_it_is(name, value, place):
+    whole = torch.randn(100).to(DTYPES[name])
+    assert finite(whole) and finite(whole[:0])
+    broken = whole.float() if name == "F8_E5M2" else whole.clone()
+    broken[place] = value
+    assert not finite(broken.to(DTYPES[name]))
+
+
+def test_integers_are_finite():
+    assert finite(torch.tensor([0, 2**62])) and finite(torch.tensor([True]))
