@@ -6,6 +6,7 @@ Owns the average, by parameter name, of the shards that this rank holds. Invaria
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -43,10 +44,12 @@ class Average:
             else:
                 self.tensors[name] = part.clone()
 
-    def update(self, step: int) -> None:
-        """After the optimizer's step, counted from 1. Early on, when there is little to average,
-        it follows faster: with a decay of (1 + n) / (10 + n), as is usual."""
-        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+    def update(self, step: int, last: int | None = None) -> None:
+        """After the optimizer's step, counted from 1; for all from `step` to `last` where the
+        weights stand still in them. Early on, when there is little to average, it follows faster:
+        with a decay of (1 + n) / (10 + n), as is usual."""
+        steps = range(step, (last or step) + 1)
+        weight = 1 - math.prod(min(self._decay, (1 + n) / (10 + n)) for n in steps)
         averages = list(self.tensors.values())
         torch._foreach_lerp_(averages, self._followed(), weight)
 

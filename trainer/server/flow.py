@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +224,8 @@ class Training:
         self._committed = step
 
     def _evaluate(self, step: int) -> None:
-        self._evaluation = self._evaluator.run()
+        average = self._keeper.average
+        with average.shown() if average else nullcontext():
+            self._evaluation = self._evaluator.run()
         text = f"step {step}  held out: {show(self._evaluation)}"
         self._reporter.event("evaluation", text, step=step, **self._evaluation)

@@ -1,7 +1,8 @@
 """The run's weights at the server: what changes them, and what a checkpoint holds of them.
 
-Owns the tensors, the rule, the allotment and the arrival log, on one thread at a time. It knows no
-socket. Invariant: weights, tickets and log always tell of the same arrivals.
+Owns the tensors, their average, the rule, the allotment and the arrival log, on one thread at a
+time. It knows no socket. Invariant: weights, average, tickets and log always tell of the same
+arrivals.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.average import Average
 from trainer.config import TrainConfig
 from trainer.optim import Optimizer
 from trainer.server.arrivals import Arrival
 from trainer.server.rules import Applier, Descent, OneByOne, Rule, Together
 from trainer.server.tickets import Desk, Progress, Terms, Ticket
+from trainer.server.trail import Trail
 from trainer.server.work import Workplace
 
 # Tickets that a checkpoint can hold as open; each connection has one at most, and a round some.
@@ -56,7 +59,8 @@ class Keeper:
         self._terms = terms(config)
         self.optimizer, rule = make_rule(config, place)
         self._rule = rule
-        self._applier = make_applier(config, place, rule)
+        self._trail = make_trail(config, place)
+        self._applier = make_applier(config, place, rule, self._trail)
         self.desk = Desk(self._terms)
         # Row 0: next ticket, its position, samples applied, version, arrivals. Then open tickets.
         self._table = torch.zeros(OPEN + 1, 5, dtype=torch.int64)
@@ -67,6 +71,10 @@ class Keeper:
     @property
     def version(self) -> int:
         return self._applier.version
+
+    @property
+    def average(self) -> Average | None:
+        return None if self._trail is None else self._trail.average
 
     @property
     def samples(self) -> int:
@@ -139,6 +147,8 @@ class Keeper:
             number = step // self._config.sync.every * self._terms.parts
             progress, version, arrivals = Progress(number, position, position), 0, 0
         self.desk = Desk(self._terms, progress)
+        if self._trail is not None:
+            self._trail.samples = progress.samples
         self._applier.version, self.arrivals = version, arrivals
         self._packed = None
 
@@ -154,6 +164,14 @@ def make_rule(config: TrainConfig, place: Workplace) -> tuple[Optimizer, Rule]:
     return Optimizer({}, config.optimizer), rule
 
 
-def make_applier(config: TrainConfig, place: Workplace, rule: Rule) -> Applier:
+def make_trail(config: TrainConfig, place: Workplace) -> Trail | None:
+    decay = config.optimizer.ema
+    if decay is None:
+        return None
+    average = Average(place.parameters, decay, place.parallel.objective)
+    return Trail(average, config.data.batch_size)
+
+
+def make_applier(config: TrainConfig, place: Workplace, rule: Rule, trail: Trail | None) -> Applier:
     parts = config.sync.round_parts
-    return Applier(rule, lambda ticket: ticket.number // parts, place.buffers)
+    return Applier(rule, lambda ticket: ticket.number // parts, place.buffers, trail)

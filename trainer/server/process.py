@@ -56,7 +56,7 @@ def serve(session: Session, world: World, start: Start, stop: Stop, reporter: Re
     config, data = session.loaded.config, session.data
     place = Workplace(session, world.device)
     keeper = Keeper(config, place)
-    state = TrainState(place.model, keeper.optimizer, keeper)
+    state = TrainState(place.model, keeper.optimizer, keeper, keeper.average)
     folder = session.run.folder(start.step)
     if start.hash is not None and not state.load(folder, start.step, world.background):
         text = "the run was kept together differently: going on from what was agreed on"

@@ -18,7 +18,7 @@ from trainer.server.arrivals import Commit, LogUnreadable, read
 from trainer.server.keeper import Keeper
 from trainer.server.layout import digest
 from trainer.server.work import Workplace
-from trainer.state import TrainState
+from trainer.state import EMA, TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def replay(session: Session, device: torch.device, step: int | None) -> Replayed
     manifest = run.manifest(commit.step)
     if wrong is None:
         # The resume state, as what is served may be another dtype, or merged.
-        stored, _ = _begin(session, device, commit.step)
-        wrong = _first_difference(place.tensors, stored.tensors)
+        stored = _learnt(*_begin(session, device, commit.step))
+        wrong = _first_difference(_learnt(place, keeper), stored)
     workers = len({arrival.worker for arrival in arrivals})
     return Replayed(commit.step, manifest.version, len(arrivals), staleness, workers, wrong)
 
@@ -70,7 +70,7 @@ def _begin(session: Session, device: torch.device, step: int) -> tuple[Workplace
     place = Workplace(session, device)
     keeper = Keeper(session.loaded.config, place)
     if step:
-        state = TrainState(place.model, keeper.optimizer, keeper)
+        state = TrainState(place.model, keeper.optimizer, keeper, keeper.average)
         state.load(session.run.folder(step), step, None)
     return place, keeper
 
@@ -83,6 +83,12 @@ def _choose(commits: Sequence[Commit], steps: Sequence[int], step: int | None) -
         have = ", ".join(map(str, sorted(known))) or "none"
         raise LogUnreadable(f"the log leads to no such checkpoint; it leads to {have}")
     return known[step]
+
+
+def _learnt(place: Workplace, keeper: Keeper) -> dict[str, Tensor]:
+    """The weights, and their average where there is one."""
+    average = {} if keeper.average is None else keeper.average.tensors
+    return place.tensors | {EMA + name: tensor for name, tensor in average.items()}
 
 
 def _first_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.config import OptimizerConfig
 from trainer.optim import Optimizer
 from trainer.server.tickets import Ticket
+from trainer.server.trail import Trail
 from trainer.sync.outer import Nesterov
 
 Tensors = Mapping[str, Tensor]
@@ -115,8 +116,15 @@ class Applier:
     `version` counts the changes of the parameters.
     """
 
-    def __init__(self, rule: Rule, round_of: Callable[[Ticket], int], buffers: Tensors) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        round_of: Callable[[Ticket], int],
+        buffers: Tensors,
+        trail: Trail | None = None,
+    ) -> None:
         self._rule, self._round_of, self._buffers = rule, round_of, buffers
+        self._trail = trail
         self._rounds: dict[int, dict[Ticket, Tensors]] = {}
         self.version = 0
 
@@ -133,7 +141,11 @@ class Applier:
                 return [], 0.0
             del self._rounds[number]
         order = sorted(whole)
+        if self._trail is not None:
+            self._trail.before(order)
         norm = self._rule.apply(order[0], [whole[ticket] for ticket in order])
+        if self._trail is not None:
+            self._trail.after()
         for name, buffer in self._buffers.items():
             buffer.copy_(whole[order[0]][name])  # as rank 0's are taken among ranks
         self.version += 1

@@ -135,7 +135,6 @@ def test_ranks_that_are_lost_leave_a_mesh_that_fits(folder):
         (("balance.layers=true", "parallel.pp=2", "compute.compile=true"), 2, "one by one"),
         (("balance.samples=true",), 2, "goes with whole copies"),
         (("balance.samples=true", "sync.method=broadcast"), 2, 'sync.method = "gradients"'),
-        (("optimizer.ema=0.9", "sync.method=server"), 1, "a server keeps no average"),
     ],
 )
 def test_what_cannot_work_is_refused(folder, overrides, ranks, said):

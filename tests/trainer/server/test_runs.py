@@ -195,6 +195,44 @@ def test_deltas_of_single_steps_are_accumulated_ones(folder):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
+AVERAGE = ("optimizer.ema=0.8", "steps=8", "schedule.name=constant")
+
+
+def test_the_server_s_average_is_that_of_one_rank(folder):
+    party = Party(folder, "average", *AVERAGE)
+    party.join()
+    party.join()
+    config = folder / "beside.toml"
+    config.write_text(CONFIG.format(run=folder / "beside"))
+    alone = Ranks(folder / "logs", [str(config), *PLAIN, *AVERAGE])
+    assert alone.wait() == [0], alone.log()
+    run = party.wait()
+    ours, theirs = weights(run, 8), weights(folder / "beside", 8)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    assert Run(run).manifest(8).evaluation == pytest.approx(
+        Run(folder / "beside").manifest(8).evaluation, rel=1e-4
+    )
+    party.assert_replays()
+
+
+def test_a_killed_server_goes_on_with_its_average(folder):
+    options = (*AVERAGE, "steps=12", "checkpoint.every=2", "sync.staleness=1")
+    party = Party(folder, "averaging", *options)
+    party.join(slow=True)
+    party.until(13)
+    party.server.kill()
+    assert party.server.wait() == [-9]
+    party.serve()
+    party.wait()
+    party.assert_replays()
+    plain = Party(folder, "unaveraged", *options[1:], "optimizer.ema=1e-9")
+    plain.join()
+    plain.wait()
+    ours, theirs = (Run(p.run).manifest(12).tensors for p in (party, plain))
+    assert all(ours[name].xxh3 != theirs[name].xxh3 for name in ours)  # it is what is published
+
+
 def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     party = Party(folder, "async", *ASYNC, "steps=90", "sync.parts=3", "sync.scale_steps=true")
     steady, killed = party.join(), party.join()
