@@ -317,10 +317,6 @@ def _model(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, 
             "model.config",
             'has a meaning only with "class"; with "init" alone, it is what that has',
         )
-    if config.lora.dropout and config.parallel.tp > 1:
-        yield "lora.dropout", "each rank of parallel.tp would drop others; set it to 0"
-    if config.optimizer.ema is not None and config.sync.method == "server":
-        yield "optimizer.ema", "a server keeps no average; choose another sync.method"
 
 
 def _pipeline(config: TrainConfig, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.errors import BadPlugin
+from trainer.shards import place, wrapper
 
 A, B = "lora_a", "lora_b"
 
@@ -38,9 +39,16 @@ class LowRank(nn.Module):
         self._scale, self._dropout = scale, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        thin = functional.dropout(x, self._dropout, self.training)
+        thin = x * self._mask(x) if self._dropout and self.training else x
         update = functional.linear(functional.linear(thin, self.lora_a), self.lora_b)
         return functional.linear(x, self.weight, self.bias) + self._scale * update
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """What is dropped, drawn for the whole `x`: ranks that cut it draw the same and keep their
+        own part, so that together they drop what one rank would."""
+        ones = torch.ones(x.shape, dtype=x.dtype, device=x.device)
+        whole = functional.dropout(ones, self._dropout)
+        return wrapper(x)(whole[place(x).slices])
 
 
 def add_low_rank(

@@ -59,6 +59,11 @@ class Alone:
     def __init__(self, ends: EndsSync | None = None) -> None:
         self._ends = ends
 
+    @property
+    def tied(self) -> tuple[nn.Parameter, ...]:
+        """Those of this rank that another end of the pipeline has too."""
+        return () if self._ends is None else self._ends.parameters
+
     def before_backward(self, last: bool) -> None:
         pass
 

@@ -59,13 +59,15 @@ class Replicated:
         ranks: int,
         group: dist.ProcessGroup | None = None,
         buckets: Sequence[Bucket] | None = None,
+        early: bool = True,
     ) -> None:
+        """`early`: whether a gradient is whole as soon as backward has made it."""
         self._group, self._ranks = group, ranks
         self._buckets = buckets or [Bucket(members) for members in fill(parameters)]
         self._launched, self._last = 0, False
         self.exchanged = 0
         for bucket in self._buckets:
-            for parameter in bucket.parameters:
+            for parameter in bucket.parameters if early else ():
                 hook = self._ready(bucket)
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 

@@ -63,11 +63,11 @@ class EndsSync:
     """Adds up the gradients of weights that a pipeline's first and last stage share."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-        self._parameters = tuple(p for p in parameters if p.requires_grad)
+        self.parameters = tuple(p for p in parameters if p.requires_grad)
         self._group = group
 
     def __call__(self) -> None:
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             grad = parameter.grad
             if grad is None:
                 grad = torch.zeros_like(parameter)

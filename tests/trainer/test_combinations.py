@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ pytestmark = pytest.mark.timeout(300)
 # Without momentum or clip, averaged parameters are those of averaged gradients.
 SGD = ("optimizer.name=sgd", "optimizer.momentum=0.0", "optimizer.lr=0.1", "optimizer.clip=1e6")
 AVERAGED = ("sync.method=accumulate", "parallel.dp_replicate=2", "parallel.dp_shard=1")
+ROOTED = ("sync.method=broadcast", *AVERAGED[1:])
 EMA = ("optimizer.ema=0.5", "evaluate.every=1")
 UPDATES = ("lora.rank=4", 'lora.targets=["*_proj"]')
+DROPPED = (*UPDATES, "lora.dropout=0.3")
 # Sequences of thirteen tokens are dealt to two ranks only when something is added to them.
 ODD = ("data.config={length=13}",)
 
@@ -70,7 +74,12 @@ def assert_alike(one: Path, other: Path) -> None:
         ("averaged-tensor", SGD, (*AVERAGED, "parallel.tp=2"), 4),
         ("averaged-pipe", SGD, (*AVERAGED, "parallel.pp=2"), 4),
         ("average-of-averaged", (*SGD, *EMA), AVERAGED, 2),
-        ("average-of-rooted", EMA, ("sync.method=broadcast", *AVERAGED[1:]), 2),
+        ("average-of-rooted", EMA, ROOTED, 2),
+        ("rooted-tensor", (), (*ROOTED, "parallel.tp=2"), 4),
+        ("rooted-pipe", EMA, (*ROOTED, "parallel.pp=2"), 4),
+        ("rooted-sequences", (), (*ROOTED, "parallel.cp=2"), 4),
+        ("rooted-shards", UPDATES, (*ROOTED[:2], "parallel.dp_shard=2"), 4),
+        ("dropped-tensor", DROPPED, ("parallel.tp=2",), 2),
         ("odd-tensor", ODD, ("parallel.tp=2",), 2),
         ("odd-sequences", ODD, ("parallel.cp=2",), 2),
     ],
@@ -79,19 +88,57 @@ def test_what_goes_together_trains_as_one_rank_does(folder, alone, name, options
     assert_alike(train(folder, name, *options, *mesh, count=count), alone(*options))
 
 
-def test_replicas_that_are_cut_go_on_within_a_round(folder):
-    options = (
-        *AVERAGED,
-        "parallel.pp=2",
-        "sync.every=4",
-        "sync.carry=deltas",
-        "sync.outer_momentum=0.9",
-    )
-    options += ("sync.fragments=2", "sync.overlap=1", "steps=8", "checkpoint.every=3")
-    whole = train(folder, "rounds", *options, count=4)
-    train(folder, "rounds-halves", *options, "steps=4", count=4)
-    halves = train(folder, "rounds-halves", *options, count=4)
+ROUNDS = (*AVERAGED, "parallel.pp=2", "sync.every=4", "sync.carry=deltas")
+ROUNDS += ("sync.outer_momentum=0.9", "sync.fragments=2", "sync.overlap=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("rounds", ROUNDS), ("rooted-again", (*ROOTED, "parallel.tp=2"))]
+)
+def test_replicas_that_are_cut_go_on_within_a_round(folder, name, mesh):
+    options = (*mesh, "steps=8", "checkpoint.every=3")
+    whole = train(folder, name, *options, count=4)
+    train(folder, f"{name}-halves", *options, "steps=4", count=4)
+    halves = train(folder, f"{name}-halves", *options, count=4)
     assert weight_hashes(halves, 8) == weight_hashes(whole, 8)
+
+
+def test_replicas_of_pipelines_hold_the_same_bits(folder):
+    """Three of them, as an order of adding would show; tied weights are on both ends."""
+    options = (*ROOTED[:1], "parallel.dp_replicate=3", "parallel.dp_shard=1", "parallel.pp=2")
+    config = folder / "same.toml"
+    config.write_text(DECODER.format(run=folder / "same"))
+    told = folder / "told"
+    told.mkdir()
+    hurt = dict.fromkeys(range(6), partial(tell_bits, told))
+    ranks = Ranks(folder / "logs", [str(config), *options, "data.batch_size=12"], 6, hurt=hurt)
+    assert ranks.wait() == [0] * 6, ranks.log()
+    bits: dict[str, set[str]] = {}
+    for file in told.iterdir():
+        for name, digest in json.loads(file.read_text()).items():
+            bits.setdefault(name, set()).add(digest)
+    assert len(list(told.iterdir())) == 6 and "embed_tokens.weight" in " ".join(bits)
+    assert all(len(seen) == 1 for seen in bits.values()), bits
+
+
+def tell_bits(folder: Path) -> None:
+    """Each rank writes down what it holds after the last step."""
+    from trainer.server.layout import digest
+    from trainer.sync.broadcast import Broadcast
+
+    begun, done = Broadcast.__init__, Broadcast.after_step
+
+    def begin(self, parallel, replica, *rest):  # type: ignore[no-untyped-def]
+        begun(self, parallel, replica, *rest)
+        self.model = parallel.model
+
+    def tell(self, step):  # type: ignore[no-untyped-def]
+        done(self, step)
+        if step == 4:
+            held = {n: digest(p.detach()) for n, p in self.model.named_parameters()}
+            (folder / f"{os.getpid()}.json").write_text(json.dumps(held))
+
+    Broadcast.__init__, Broadcast.after_step = begin, tell  # type: ignore[method-assign]
 
 
 def test_cut_sequences_learn_in_half_precision_too(folder, alone):

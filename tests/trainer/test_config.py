@@ -72,7 +72,6 @@ def test_text_needs_no_quotes_in_an_argument():
         (["parallel.chunks=3"], ["parallel.chunks", "parallel.pp above 1"]),
         (["parallel.layers=[1, -1]"], ["whole numbers, such as [8, 8]"]),
         (["lora.alpha=8"], ["lora.alpha", 'only with "rank"']),
-        (["lora.rank=8", "lora.dropout=0.1", "parallel.tp=2"], ["lora.dropout", "set it to 0"]),
         (["spike.window=8"], ["spike.window", 'only with "factor"']),
         (["optimizer.rules={ a = { speed = 1 } }"], ["'a' must have lr, weight_decay or both"]),
         (["metrics.prometheus=here"], ['"127.0.0.1:9400"']),

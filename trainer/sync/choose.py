@@ -25,11 +25,9 @@ def refuse_mesh(config: SyncConfig, plan: MeshPlan) -> None:
         )
     if config.method == "gradients" or plan.ranks == 1:
         return
-    several = "set parallel.dp_replicate = -1 and parallel.dp_shard = 1"
     if plan.dp_replicate == 1:
+        several = "set parallel.dp_replicate = -1 and parallel.dp_shard = 1"
         raise ValueError(f"{config.method} needs replicas, and {plan} has one; {several}")
-    if config.method == "broadcast" and plan.ranks != plan.dp_replicate:
-        raise ValueError(f"a root needs whole parameters, which {plan} has nowhere; {several}")
 
 
 def replica_mesh(config: SyncConfig, mesh: Mesh) -> Mesh:
@@ -39,12 +37,11 @@ def replica_mesh(config: SyncConfig, mesh: Mesh) -> Mesh:
 
 def choose_method(config: SyncConfig, mesh: Mesh, parallel: Parallel) -> Method:
     """`parallel` was built over `replica_mesh`."""
+    replicas = mesh.plan.dp_replicate
     if config.method == "accumulate":
-        plan = mesh.plan
-        return Accumulate(parallel, config, mesh.replica, plan.dp_replicate, mesh.between())
-    if config.method == "broadcast" and mesh.plan.dp_replicate > 1:
-        trained = {n: p for n, p in parallel.model.named_parameters() if p.requires_grad}
-        return Broadcast(trained, mesh.rank, mesh.plan.ranks)
+        return Accumulate(parallel, config, mesh.replica, replicas, mesh.between())
+    if config.method == "broadcast" and replicas > 1:
+        return Broadcast(parallel, mesh.replica, replicas, mesh.between())
     return Gradients(parallel.sync)
 
 
@@ -52,5 +49,5 @@ def updated_here(sync: Method, model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that this rank's optimizer steps."""
     named = dict(model.named_parameters())
     if isinstance(sync, Broadcast):
-        return {name: p for name, p in named.items() if sync.roots.get(name) == sync.rank}
+        return {name: p for name, p in named.items() if sync.roots.get(name) == sync.replica}
     return named
