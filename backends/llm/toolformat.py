@@ -25,9 +25,14 @@ class ToolFormat:
     name: str
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def marks(self) -> tuple[str, str] | tuple[()]:
         """By which calls are found in the text."""
         return (OPEN, CLOSE) if self.name == "hermes" else ()
+
+    @property
+    def key(self) -> str:
+        """Under which a call has its arguments."""
+        return "arguments" if self.name == "hermes" else "parameters"
 
     def parser(self) -> ToolParser:
         return HermesParser() if self.name == "hermes" else LlamaParser()

@@ -51,6 +51,10 @@ class Chars:
         gone = Chars.of((code, code) for code in codes)
         return Chars.of([*gone.ranges, *self.others().ranges]).others()
 
+    def beside(self, more: Chars) -> Chars:
+        """These and those."""
+        return Chars.of([*self.ranges, *more.ranges])
+
     def has(self, code: int) -> bool:
         return any(low <= code <= high for low, high in self.ranges)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
 from backends.llm.errors import BadGrammar
 from backends.llm.structured.automaton import Automaton
-from backends.llm.structured.grammar import Grammar, Series, Text
+from backends.llm.structured.call_grammar import Callee, Writing, call_grammar
+from backends.llm.structured.grammar import Grammar
 from backends.llm.structured.json_grammar import json_object
 from backends.llm.structured.mask import GrammarMask, MaskCache
 from backends.llm.structured.program import Program
@@ -52,18 +53,31 @@ class Grammars:
             ),
         )
 
-    def schema(
-        self, vocabulary: Vocabulary, schema: Any, param: str, *, around: tuple[str, str] = ("", "")
+    def schema(self, vocabulary: Vocabulary, schema: Any, param: str) -> Masks:
+        """JSON that the schema accepts. Raises BadGrammar."""
+        source = _encoded(schema, param)
+        return self._named(
+            param,
+            lambda: self._masks(vocabulary, "schema", source, lambda: schema_grammar(schema)),
+        )
+
+    def calls(
+        self,
+        vocabulary: Vocabulary,
+        tools: Sequence[Callee],
+        writing: Writing,
+        *,
+        must: bool,
+        most: int | None,
     ) -> Masks:
-        """JSON that the schema accepts, with texts before and after it. Raises BadGrammar."""
-
-        def build() -> Grammar:
-            grammar = schema_grammar(schema)
-            start = Series((Text(around[0]), grammar.start, Text(around[1])))
-            return Grammar(start, grammar.rules)
-
-        source = _encoded([around, schema], param)
-        return self._named(param, lambda: self._masks(vocabulary, "schema", source, build))
+        """An answer whose calls have the forms of their tools. Raises BadGrammar."""
+        source = _encoded([tools, writing, must, most], "tools")
+        return self._masks(
+            vocabulary,
+            "calls",
+            source,
+            lambda: call_grammar(tools, writing, must=must, most=most),
+        )
 
     def _named(self, param: str, make: Callable[[], Masks]) -> Masks:
         try:

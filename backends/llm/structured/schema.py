@@ -69,16 +69,16 @@ FORMATS = {
 }
 
 
-def schema_grammar(schema: Any) -> Grammar:
-    """Raises BadGrammar."""
-    compiler = _Compiler(schema)
+def schema_grammar(schema: Any, prefix: str = "") -> Grammar:
+    """`prefix` tells its rules from those of other schemas in a grammar. Raises BadGrammar."""
+    compiler = _Compiler(schema, prefix)
     start = compiler.form(schema, "#", 0)
     return Grammar(start, {**RULES, **compiler.rules})
 
 
 class _Compiler:
-    def __init__(self, root: Any) -> None:
-        self._root = root
+    def __init__(self, root: Any, prefix: str) -> None:
+        self._root, self._prefix = root, prefix
         self.rules: dict[str, Form] = {}
 
     def form(self, schema: Any, path: str, depth: int) -> Form:
@@ -126,16 +126,17 @@ class _Compiler:
     def _reference(self, name: Any, path: str, depth: int) -> Form:
         if not isinstance(name, str) or not name.startswith("#"):
             raise BadGrammar(f"{path}: only references within the schema are supported")
-        if name not in self.rules:
+        rule = self._prefix + name
+        if rule not in self.rules:
             found = self._root
             for part in name.removeprefix("#").removeprefix("/").split("/") if name != "#" else ():
                 key = part.replace("~1", "/").replace("~0", "~")
                 if not isinstance(found, dict) or key not in found:
                     raise BadGrammar(f"{path}: there is no {name}")
                 found = found[key]
-            self.rules[name] = VALUE  # until it is known: it may refer to itself
-            self.rules[name] = self.form(found, name, depth + 1)
-        return Rule(name)
+            self.rules[rule] = VALUE  # until it is known: it may refer to itself
+            self.rules[rule] = self.form(found, name, depth + 1)
+        return Rule(rule)
 
     def _combined(self, key: str, found: Any, path: str, depth: int) -> Form:
         parts = _sequence(found, path)

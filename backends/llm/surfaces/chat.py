@@ -68,7 +68,8 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     fields.refuse_all(ABSENT)
     fields.done()
     if tools.mask is not None and mask is not None:
-        raise BadRequest("tool_choice and response_format exclude each other", param="tool_choice")
+        message = "tools that must be called or are strict, and response_format exclude each other"
+        raise BadRequest(message, param="response_format")
     prompt = text.chat(messages, tools.offered, "messages", extra)
     sampling = choosing.within(text.room(len(prompt), limit, "messages"))
     kind = ChatStream if stream else ChatWhole

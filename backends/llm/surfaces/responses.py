@@ -69,7 +69,8 @@ def parse(body: Any, text: TextModel, setting: Setting) -> Asked:
     tools = _take_tools(fields, text, setting)
     mask = _take_text(fields, text, setting)
     if tools.mask is not None and mask is not None:
-        raise BadRequest("tool_choice and text.format exclude each other", param="tool_choice")
+        message = "tools that must be called or are strict, and text.format exclude each other"
+        raise BadRequest(message, param="text.format")
     accept_routing(fields)
     fields.refuse_all(ABSENT)
     fields.done()

@@ -33,6 +33,11 @@ HERMES = (
 )
 MERGES = ("th", "the", "in", "an", "er", "on", "re", "at", "ing", "é", "日", "ab", "abc", '":')
 
+LLAMA = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }} Say "
+    '{"name": …, "parameters": …}, or <|python_tag|>.<|im_end|>\n{% endif %}' + CHATML
+)
+
 
 def byte_level() -> Tokenizer:
     """All bytes, some merges, some special tokens and one added token that is text."""

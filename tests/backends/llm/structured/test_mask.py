@@ -11,7 +11,7 @@ from backends.llm.structured import automaton, utf8
 from backends.llm.structured.grammars import Grammars
 from backends.llm.structured.mask import MaskCache
 from backends.llm.structured.vocabulary import Vocabulary
-from tests.backends.llm.structured.walks import STOP, VOCABULARY, permits, tokens_of, walk
+from tests.backends.llm.structured.walks import STOP, VOCABULARY, tokens_of, walk
 
 
 def test_masks_are_shared_and_read_only():
@@ -87,8 +87,3 @@ def test_every_character_is_its_own_utf8():
         for code in {low, high, low + 1, high - 1, 0x7F, 0x80, 0x7FF, 0x800, 0xFFFF, 0x10000}:
             if not 0xD800 <= code <= 0xDFFF and code <= 0x10FFFF:
                 assert encodes(code) == (low <= code <= high), hex(code)
-
-
-def test_what_stands_around_a_schema():
-    masks = Grammars().schema(VOCABULARY, {"const": 1}, "s", around=("<a>\n", "\n</a>"))
-    assert permits(masks, "<a>\n1\n</a>") and not permits(masks, "1")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import openai
 import orjson
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from backends.errors import BackendError
 from tests.backends.llm.asking import Desk
-from tests.backends.llm.scripted import CHATML, HERMES, byte_level, text_model
+from tests.backends.llm.scripted import CHATML, HERMES, LLAMA, byte_level, text_model
+from tests.backends.llm.structured.walks import permits
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 TOOL = {
@@ -228,6 +231,10 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
         reply = orjson.loads(await asked(desk, {**HI, "tools": [TOOL], "tool_choice": choice}))
         assert reply["choices"][0]["finish_reason"] == "tool_calls"
         assert desk.engine.submitted[0].mask is not None
+    said = '{"name": "f", "parameters": {"x": 2}}'
+    desk = Desk(said, text_model(LLAMA, 2048))
+    reply = orjson.loads(await asked(desk, {**HI, "tools": [TOOL], "tool_choice": "required"}))
+    assert reply["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"x":2}'
     desk = Desk(f"{CALL}\n{CALL}", text_model(HERMES, 2048))
     body = {**HI, "tools": [TOOL], "parallel_tool_calls": False}
     reply = orjson.loads(await asked(desk, body))
@@ -235,6 +242,48 @@ async def test_a_call_can_be_required_and_parallel_ones_forbidden():
     desk = Desk(CALL, text_model(HERMES, 2048))
     reply = orjson.loads(await asked(desk, {**HI, "tools": [TOOL], "tool_choice": "none"}))
     assert reply["choices"][0]["message"]["content"] == CALL
+
+
+class Where(BaseModel):
+    city: str
+    near: list[Where] = []
+
+
+STRICT = openai.pydantic_function_tool(Where)
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA])
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_calls_of_strict_tools_are_held_to_their_schema(template, parallel):
+    key, (opening, closing) = (
+        ("arguments", ("<tool_call>", "</tool_call>"))
+        if template == HERMES
+        else ("parameters", ("", ""))
+    )
+    good = f'{opening}{{"name": "Where", "{key}": {{"city": "Rome", "near": []}}}}{closing}'
+    text = text_model(template, 2048)
+    body = {**HI, "tools": [STRICT, TOOL], "parallel_tool_calls": parallel}
+    desk = Desk(good, text)
+    reply = orjson.loads(await asked(desk, body))
+    (call,) = reply["choices"][0]["message"]["tool_calls"]
+    assert orjson.loads(call["function"]["arguments"]) == {"city": "Rome", "near": []}
+    mask = desk.engine.submitted[0].mask
+    assert permits(mask, good) and permits(mask, "1 < 2, so no call.") and permits(mask, "")
+    assert not permits(mask, good.replace('"Rome"', "7"))
+    assert not permits(mask, good.replace("Where", "Elsewhere"))
+    # What is not strict may have any arguments, and is still a tool that there is.
+    assert permits(mask, f'{opening}{{"name": "f", "{key}": {{"y": 9}}}}{closing}')
+    if template == HERMES:
+        assert permits(mask, f"So: {good}\n{good}") == parallel
+    assert not permits(mask, f" {opening}{{oh no}}{closing}")
+
+
+async def test_strict_that_asks_for_nothing():
+    for strict in (None, False):
+        desk = Desk("Hi", text_model(HERMES, 2048))
+        tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
+        await asked(desk, {**HI, "tools": [tool]})
+        assert desk.engine.submitted[0].mask is None
 
 
 @pytest.mark.parametrize(
@@ -350,6 +399,26 @@ async def test_what_is_wrong_is_refused_by_name(body, status, code, param):
             CHATML,
             "invalid_schema",
             "response_format.json_schema.schema",
+        ),
+        (
+            {
+                "tools": [
+                    TOOL,
+                    {
+                        "type": "function",
+                        "function": {"name": "g", "strict": True, "parameters": {"not": {}}},
+                    },
+                ]
+            },
+            HERMES,
+            "invalid_schema",
+            "tools[1].function.parameters",
+        ),
+        (
+            {"tools": [STRICT], "response_format": {"type": "json_object"}},
+            HERMES,
+            "invalid_value",
+            "response_format",
         ),
         (
             {

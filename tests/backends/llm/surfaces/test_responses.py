@@ -13,7 +13,7 @@ from tests.backends.llm.asking import Desk
 from tests.backends.llm.scripted import HERMES, byte_level, text_model
 
 EVENT = TypeAdapter(ResponseStreamEvent)
-TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
 
