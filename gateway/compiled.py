@@ -31,7 +31,7 @@ PATTERNS = (
     "gateway/policy/{arrivals,breaker,bucket,leastwork,load,rendezvous,retry,service}.py",
     "gateway/oip/{codec,infer,parameters,parse,render,reply,statistics,terms,values}.py",
     "gateway/relay/[a-z]*.py",
-    "gateway/{departing,flight,http_pool,http_replica,quarantine,waiting}.py",
+    "gateway/{departing,flight,http_choosing,http_pool,http_replica,quarantine,waiting}.py",
     "gateway/openai/{gathering,surface}.py",
     "gateway/{batch,dispatch,link,measures,model,replica,request,seating,sizes}.py",
 )

@@ -56,7 +56,7 @@ class Departing:
         self._budget = RetryBudget()
         self._seating = Seating(router)
         self._tracks = Tracks(canary)
-        self._quarantine = Quarantine()
+        self._quarantine: Quarantine[NativeReplica, TensorRequest] = Quarantine()
         self._hedges: Hedges | None = None
         self._replicas: list[NativeReplica] = []
         self._serving: list[NativeReplica] = []

@@ -17,14 +17,11 @@ from gateway.departing import LATE, Departing
 from gateway.errors import GatewayError, Poisonous, ReplicaNonsense
 from gateway.flight import Flight
 from gateway.policy.breaker import Outcome, State
+from gateway.policy.deaths import DEADLY
 from gateway.policy.routing import NO_KEY
 from gateway.request import Answer, TensorRequest
 
 __all__ = ["LATE", "Dispatcher"]
-
-# A request with which so many replicas have died, all but the first of them with it alone, is tried
-# no more. Two may be killed from outside at the same moment.
-DEADLY = 3
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +68,7 @@ class Dispatcher(Departing):
         for request in flight.batch:
             request.deaths += 1
             request.key = (*request.key[:4], self._quarantine.mark())
-        if first.deaths >= DEADLY:
+        if first.deaths >= DEADLY:  # all but the first of them with it alone
             error = Poisonous(
                 f"replica {name} died of this request alone, as the one before it; it is not tried "
                 "again"

@@ -176,6 +176,8 @@ class HttpFleet:
             model.relay,
             locate,
             on_change=pool.changed,
+            on_return=pool.came_back,
+            on_look=pool.looked,
             breaker=pool.ejection.add(name, rng=self._rng),
             loop=self._loop,
             rng=self._rng,
@@ -227,6 +229,11 @@ class HttpFleet:
         self._weights[name] = weight
         for replica in self.replicas(name):
             replica.load.set_weight(weight, self._loop.time())
+
+    def renewed(self, name: str) -> None:
+        """Its process has ended, or another one was started."""
+        for replica in self.replicas(name):
+            replica.renewed()
 
     def knows(self, name: str) -> bool:
         return name in self._lookups or bool(self.replicas(name))

@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.config import ModelConfig
 from gateway.errors import GatewayError, NoReplica, Shed
+from gateway.http_choosing import HttpChoosing
 from gateway.http_replica import HttpReplica
 from gateway.measures import Family, Measures
 from gateway.policy.arrivals import ArrivalRate
-from gateway.policy.bounds import LoadBound
-from gateway.policy.breaker import Ejection, Outcome, Permit, State, usable
+from gateway.policy.breaker import Ejection, Outcome, Permit, State
 from gateway.policy.concurrency import ConcurrencyLimit, RecentLeast, crowd_of
 from gateway.policy.fairness import FairQueue, Waiting
 from gateway.policy.hedging import Hedging
-from gateway.policy.load import Lease, ReplicaLoad
-from gateway.policy.ranks import in_turn, preferred
-from gateway.policy.rendezvous import SessionRouter
+from gateway.policy.load import Lease
 from gateway.policy.retry import Attempts, RetryBudget, RetryPolicy
-from gateway.policy.routing import NO_KEY, Router, RoutingKey, make_router
+from gateway.policy.routing import NO_KEY, RoutingKey
 from gateway.relay.answering import BODY, FIRST, HEAD, SEATING, TUNNEL
 from gateway.relay.transit import TUNNEL_IDLE_S
 
 if TYPE_CHECKING:
+    from gateway.relay.inquest import Loss
     from gateway.relay.transit import Transit
 
 # Deadlines and silences are looked at so often; they may pass by so much.
@@ -42,11 +41,9 @@ LOOK_S = 20e-6
 FAILOVER_S = 30.0
 # One look at the queue tries so many: behind those that wait for one replica others may be served.
 LOOKED_AT = 64
-# No bound: a session stays where it is.
-STRICT = 1e12
 
 
-class HttpPool:
+class HttpPool(HttpChoosing):
     """`replicas` is the fleet's to fill; it calls `changed` after every change."""
 
     kind = "http"
@@ -59,8 +56,8 @@ class HttpPool:
         rng: random.Random,
         weight: Callable[[str], float] = lambda tenant: 1.0,
     ) -> None:
-        self.name, self.loop, self._rng = config.name, loop, rng
-        self.replicas: list[HttpReplica] = []
+        super().__init__(config, rng)
+        self.loop = loop
         self.ejection = Ejection()
         self.measures = Measures()
         self.ready = False
@@ -70,11 +67,6 @@ class HttpPool:
         self._live: set[Transit] = set()
         self._waiting: FairQueue[Transit] = FairQueue(config.max_queue, weight)
         self._departures = ArrivalRate()
-        self._serving: list[HttpReplica] = []
-        self._preferred = 0  # replicas of the ranks up to those that serve
-        self._reserve: list[HttpReplica] = []  # ready too, used while none that serves can be
-        self._by_load: dict[ReplicaLoad, HttpReplica] = {}
-        self._loads: list[ReplicaLoad] = []
         self._unserved_since = float("-inf")
         self._tick: asyncio.TimerHandle | None = None
         self._due = self._pumping = False
@@ -82,19 +74,12 @@ class HttpPool:
         self._hedged: float | None = None
         self.hedging: Hedging | None = None
         self.config: ModelConfig
-        self.router: Router
         self.reconfigure(config)
 
     def reconfigure(self, config: ModelConfig) -> None:
         self.config, relay = config, config.relay
         self._waiting.capacity = config.max_queue
-        strict = relay.strict and config.routing == "session"
-        self.router = (
-            SessionRouter(self._rng, LoadBound(factor=STRICT))
-            if strict
-            else make_router(config.routing, self._rng)
-        )
-        self._strict = strict
+        self.route_by(config)
         self._policy = RetryPolicy(retries=config.retries)
         if config.hedge != self._hedged:
             self._hedged = config.hedge
@@ -132,6 +117,7 @@ class HttpPool:
             if r is not transit.replica
             and r.name not in transit.tried
             and r.breaker.closed
+            and self.inquest.admits(r)
             and r.busy_until <= now
             and r.load.in_flight < r.limit
         ]
@@ -168,6 +154,8 @@ class HttpPool:
 
     def seat(self, transit: Transit, now: float) -> HttpReplica | GatewayError | None:
         """A replica for it; None: it waits, and `seek` is called again; or why there is none."""
+        if transit.suspect:
+            return self._seat_alone(transit, now)
         if len(self._waiting) and not self._pumping:
             self._pump_soon()  # it queues with those that came before
         elif (found := self._choose(transit.key, transit.tried, now)) is not None:
@@ -179,76 +167,31 @@ class HttpPool:
         shed = self._waiting.push(transit, transit.tenant, 1.0, priority=transit.priority)
         if shed is None:
             return None
-        full = Shed(f"model {self.name!r}: its queue is full", retry_after=self._drained_in(now))
+        full = self._full(now)
         if shed is transit:
             return full
         shed.abandon(full)
         return None
 
+    def _seat_alone(self, transit: Transit, now: float) -> HttpReplica | GatewayError | None:
+        """As `seat`, for one that may have killed a replica."""
+        if not self._serving and now - self._unserved_since > FAILOVER_S:
+            return NoReplica(self.reason(), retry_after=1.0)
+        if self.inquest.waiting >= self._waiting.capacity:
+            return self._full(now)
+        able = [replica for replica in self._able(now) if replica.busy_until <= now]
+        found = self.inquest.seat(transit, able)
+        if found is not None:
+            self.inquest.sent(transit, found, now)
+        return found
+
+    def _full(self, now: float) -> Shed:
+        return Shed(f"model {self.name!r}: its queue is full", retry_after=self._drained_in(now))
+
     def _drained_in(self, now: float) -> float | None:
         """Seconds until what waits now has been sent, at the present pace."""
         rate = self._departures.rate(now)
         return len(self._waiting) / rate if rate > 0.0 else None
-
-    def _choose(self, key: RoutingKey, tried: Sequence[str], now: float) -> HttpReplica | None:
-        serving = self._serving
-        for replica in serving:
-            if (
-                not replica.breaker.closed
-                or replica.busy_until > now
-                or replica.load.in_flight >= replica.limit
-            ):
-                break
-        else:
-            if not tried:
-                chosen = self.router.choose(self._loads, key, now)
-                return None if chosen is None else self._by_load[chosen]
-        return self._choose_carefully(key, tried, now)
-
-    def _choose_carefully(
-        self, key: RoutingKey, tried: Sequence[str], now: float
-    ) -> HttpReplica | None:
-        """Where some replicas are ejected, busy, full, or have failed this request."""
-        able = self._able(now)
-        for wanted in (
-            [r for r in able if r.name not in tried and r.busy_until <= now],
-            [r for r in able if r.name not in tried],
-            [r for r in self._reserve if tried and r.name not in tried and r.breaker.closed],
-            [r for r in able if r.name not in tried[-1:]],
-            able,
-        ):
-            if not wanted:
-                continue
-            chosen = self.router.choose([r.load for r in wanted], key, now)
-            if chosen is None:
-                continue
-            if chosen.in_flight < self._by_load[chosen].limit:
-                return self._by_load[chosen]
-            if self._strict and key.session is not None:
-                return None  # it waits for its own replica
-            free = [r.load for r in wanted if r.load.in_flight < r.limit]
-            chosen = self.router.choose(free, key, now) if free else None
-            if chosen is not None:
-                return self._by_load[chosen]
-        return None
-
-    def _able(self, now: float) -> Sequence[HttpReplica]:
-        """Of whom breakers let pass; those in reserve where they let nobody else."""
-        reserve = self._reserve
-        able, panic = usable(self._serving, self._preferred, now)
-        while reserve and (panic or not able):
-            group, reserve = in_turn(reserve)
-            found, distrusted = usable(group, len(group), now)
-            if found and not distrusted:
-                return found
-        return able
-
-    def others(self, transit: Transit, now: float) -> int:
-        """Replicas in use that have not failed it, beside the one that it is on."""
-        here = transit.replica
-        tried = transit.tried
-        known = [*self._serving, *self._reserve] if self._reserve else self._serving
-        return sum(r is not here and r.name not in tried for r in known)
 
     def attempt_ended(
         self,
@@ -264,13 +207,15 @@ class HttpPool:
         if permit.record(now, outcome) is State.CLOSED:
             replica.load.restart(now)
         self.router.ended(lease, key, now, ok=outcome is Outcome.SUCCESS)
+        if self.inquest.guarded:
+            self.inquest.landed(replica)
         if outcome is Outcome.SUCCESS:
             replica.heard = now
             self.measures.service.observe(now - sent)
             self.measures.by_replica[replica.name, ""] += 1
         replica.settled()
         self._departures.observe(now, 1)
-        if len(self._waiting):
+        if len(self._waiting) or self.inquest.guarded:
             self._pump_soon()
 
     def is_silent(self, replica: HttpReplica, since: float, now: float) -> bool:
@@ -287,6 +232,8 @@ class HttpPool:
         measures = self.measures
         self._live.discard(transit)
         self._waiting.discard(transit)
+        if transit.digest:
+            self.inquest.left(transit, well=how == "done")
         if transit.hold is not None:
             transit.hold.release()
             transit.hold = None
@@ -307,6 +254,8 @@ class HttpPool:
     def _pump(self) -> None:
         """Let what waits look for a replica again, by turns between tenants."""
         now, self._due, self._pumping = self.loop.time(), False, True
+        if self.inquest.guarded:
+            self.inquest.pump(now)
         passed: list[Waiting[Transit]] = []
         for _ in range(LOOKED_AT):
             place = self._waiting.take()
@@ -327,7 +276,9 @@ class HttpPool:
         now = self.loop.time()
         for transit in list(self._live):
             transit.look(now)
-        if len(self._waiting):
+        if self.inquest.guarded:
+            self.inquest.look(now)
+        if len(self._waiting) or self.inquest.guarded:
             # The clock may have brought a breaker's probe, the end of a penalty or of hope.
             self._pump()
         if self._live:
@@ -340,19 +291,17 @@ class HttpPool:
 
     def changed(self) -> None:
         """A replica came, went, or is in another state."""
-        ready = [replica for replica in self.replicas if replica.ready]
-        serving, self._reserve = in_turn(ready)
-        self._preferred = preferred(self.replicas, serving)
-        if self._serving and not serving:
+        served = self.ready
+        self.sort()
+        self.ready = bool(self._serving)
+        if served and not self.ready:
             self._unserved_since = self.loop.time()
-        self._serving = serving
-        self._loads = [replica.load for replica in serving]
-        self._by_load = {replica.load: replica for replica in ready}
-        for replica in self.replicas:
-            replica.reserve = replica in self._reserve
-        self.ready = bool(serving)
-        if len(self._waiting):
+        if len(self._waiting) or self.inquest.guarded:
             self._pump_soon()
+
+    def looked(self, losses: Sequence[Loss], gone: bool) -> None:
+        """At a replica whose connections had broken."""
+        self.inquest.looked(losses, self.loop.time(), gone=gone)
 
     def say_goodbye(self) -> None:
         """Close the WebSockets that pass through."""
@@ -381,7 +330,7 @@ class HttpPool:
             "name": self.name,
             "kind": self.kind,
             "ready": self.ready,
-            "waiting": len(self._waiting),
+            "waiting": len(self._waiting) + self.inquest.waiting,
             "slo_ms": None,
             "counters": {
                 "accepted": measures.accepted,
@@ -394,4 +343,5 @@ class HttpPool:
         }
 
     def families(self) -> list[Family]:
-        return self.measures.families(self.name, len(self._live), len(self._waiting))
+        waiting = len(self._waiting) + self.inquest.waiting
+        return self.measures.families(self.name, len(self._live), waiting)

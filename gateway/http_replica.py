@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gateway.config import RelayConfig, ReplicaConfig
 from gateway.policy.breaker import Breaker
@@ -19,6 +19,9 @@ from gateway.policy.slowstart import SlowStart
 from gateway.relay.endpoint import Endpoint
 from gateway.relay.health import ask_health
 from gateway.relay.pool import ConnectionPool
+
+if TYPE_CHECKING:
+    from gateway.relay.inquest import Death, Loss
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ TYPICAL_SLOTS = 8
 
 class HttpReplica:
     """`locate()`: where it listens now, None while that is not known. `on_change()` is called when
-    its state changed."""
+    its state changed, `on_return(self)` when it is there again with nothing of what it had in
+    memory, `on_look(losses, gone)` when a look has told whether it is there after those."""
 
     kind = "http"
 
@@ -49,6 +53,8 @@ class HttpReplica:
         locate: Callable[[], Endpoint | None],
         *,
         on_change: Callable[[], None],
+        on_return: Callable[[HttpReplica], None],
+        on_look: Callable[[Sequence[Loss], bool], None],
         breaker: Breaker,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
@@ -74,8 +80,12 @@ class HttpReplica:
         self.restarts = 0  # how often it came back
         self.newcomer = False  # others served before it came: it begins slowly
         self.met = asyncio.Event()  # it has been looked at
+        self.death: Death | None = None  # when its connections broke last
+        self.losses: list[Loss] = []  # connections that broke since it was looked at
         self._config, self._relay, self._locate = config, relay, locate
         self._on_change, self._loop, self._rng = on_change, loop, rng
+        self._on_return, self._on_look = on_return, on_look
+        self._renewed = False  # its process is, or will be, another one
         self._endpoint: Endpoint | None = None
         self._connections: ConnectionPool | None = None
         self._look_now = asyncio.Event()
@@ -137,7 +147,17 @@ class HttpReplica:
 
     def unreachable(self, why: str) -> None:
         """A request could not connect."""
+        self._renewed = True
         self._set("unreachable", why)
+        self._look_now.set()
+
+    def look_soon(self) -> None:
+        """Something makes one wonder whether it is there."""
+        self._look_now.set()
+
+    def renewed(self) -> None:
+        """Its process has ended, or another one was started."""
+        self._renewed = True
         self._look_now.set()
 
     def drain(self, now: float) -> None:
@@ -167,7 +187,7 @@ class HttpReplica:
         try:
             while True:
                 self._look_now.clear()
-                await self._look()
+                await self._look_about()
                 self.met.set()
                 if self.condition == "ready":
                     pause, wait = AWAY_S[0], self._config.health_s
@@ -179,30 +199,50 @@ class HttpReplica:
                 except TimeoutError:
                     continue
         finally:
+            if self.losses:
+                self._on_look(self.losses, False)  # nobody will look any more
             if self._connections is not None:
                 await self._connections.close()
 
-    async def _look(self) -> None:
+    async def _look_about(self) -> None:
+        """Look at it, and tell what that says of the connections that broke before."""
+        losses, self.losses, gone = self.losses, [], False
+        try:
+            gone = await self._look()
+        finally:
+            if losses:
+                self._on_look(losses, gone)
+
+    async def _look(self) -> bool:
+        """Whether it is not there at all."""
         endpoint = self._locate()
         if endpoint is None:
             self._away("its process has not been started yet")
-            return
+            return False
         if endpoint != self._endpoint:
             await self._move(endpoint)
+        gone = False
         try:
             async with asyncio.timeout(LOOK_S):
                 wrong = await ask_health(self.connections, endpoint, self._config.health)
         except (OSError, TimeoutError) as error:
-            wrong = str(error) or "no answer to a look at its health"
+            wrong, gone = str(error) or "no answer to a look at its health", True
             if not isinstance(error, TimeoutError):
                 self._failures = FALL  # refused, or no route: certainly not there
         if wrong is None:
             self._failures = 0
+            if not self.losses:  # else they are another look's
+                self.death = None
+            if self._renewed:
+                self._renewed = False
+                self._on_return(self)
             self._set("ready", "")
-            return
+            return False
         self._failures += 1
+        self._renewed |= gone and self._failures >= FALL
         if self._failures >= FALL or self.condition != "ready":
             self._away(wrong)
+        return gone
 
     def _away(self, why: str) -> None:
         """A process of ours that has never answered is still coming."""

@@ -158,6 +158,10 @@ class Operations:
         await self._tell_all("weight", replica=replica, weight=weight)
         self.events.add("weight", replica, f"weight {weight:g}")
 
+    async def renewed(self, replica: str) -> None:
+        """The process of an http replica has ended, or another one runs."""
+        await self._tell_all("renewed", replica=replica)
+
     async def load(self, model: str) -> None:
         """Back into service, after a look at what its replicas follow."""
         self._model(model)

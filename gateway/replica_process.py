@@ -18,7 +18,8 @@ from gateway.process import Backoff, Child, Launch
 
 class ReplicaProcess:
     """`command` serves a native replica when its file and `--listen ADDRESS` are added to it; an
-    http one has a command of its own, which runs in `folder`."""
+    http one has a command of its own, which runs in `folder`. `renewed`: of an http one, whenever
+    its process ended, or another one runs: workers cannot always see that."""
 
     def __init__(
         self,
@@ -29,13 +30,14 @@ class ReplicaProcess:
         *,
         folder: Path,
         died: Callable[[ReplicaProcess, str, float], None],
+        renewed: Callable[[ReplicaProcess], None],
     ) -> None:
         self.name = replica.name
         self.recipe = recipe(replica)
         self.child = Child(replica.name, self._launch, self, backoff)
         self._replica, self._runtime = replica, runtime
         self._command, self._folder = command, folder
-        self._died = died
+        self._died, self._renewed = died, renewed
 
     def _launch(self) -> Launch:
         replica, runtime = self._replica, self._runtime
@@ -45,9 +47,13 @@ class ReplicaProcess:
 
     async def running(self, child: Child) -> None:
         """Nothing to do with it: it listens, and the workers come."""
+        if self._replica.kind == "http":
+            self._renewed(self)
         await asyncio.get_running_loop().create_future()
 
     def died(self, child: Child, how: str, wait_s: float) -> None:
+        if self._replica.kind == "http":
+            self._renewed(self)
         self._died(self, how, wait_s)
 
 

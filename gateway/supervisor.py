@@ -178,6 +178,7 @@ class Supervisor:
             self._backoff(),
             folder=self.config.path.resolve().parent,
             died=self._replica_died,
+            renewed=lambda replica: self._own(self.operations.renewed(replica.name)),
         )
         self.replicas[replica.name + (BESIDE if beside else "")] = process
         self._keep(process.child)

@@ -87,6 +87,7 @@ class Worker:
             "drain": self._drain,
             "undrain": self._undrain,
             "weight": self._weight,
+            "renewed": self._renewed,
             "statistics": self._statistics,
             "load": self._load,
             "unload": self._unload,
@@ -215,6 +216,10 @@ class Worker:
 
     async def _weight(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self._now().fleet.set_weight(arguments["replica"], float(arguments["weight"]))
+        return {}
+
+    async def _renewed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._now().fleet.http.renewed(arguments["replica"])
         return {}
 
     async def _statistics(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.generation.attempt import Attempt, error_of, outcome_of, usage_of
 from gateway.generation.reply import Reply, Times
 from gateway.policy.breaker import Outcome
+from gateway.policy.deaths import DEADLY
 from gateway.policy.retry import Attempts, Failure
 from gateway.policy.routing import RoutingKey
 from gateway.policy.tokens import Estimate, Usage
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 # What a call waits for: a replica, the first byte of its answer, the rest of it, nothing.
 SEATING, SENT, ANSWERING, ENDED = range(4)
-# A call that so many replicas have died with is tried no more: it may be what they died of. Two may
-# be killed from outside at the same moment.
-DEADLY = 3
 LATE = "the deadline passed before the answer was complete"
 # Content types of answers that come token by token.
 STREAMS = ("text/event-stream", "application/x-ndjson")

@@ -140,6 +140,11 @@ class PrefixMemory:
                 number = self._enlist(lease, number)
             self._index.learn(prefix[: len(BOUNDARIES)], number)
 
+    def forget(self, replica: str) -> None:
+        """It has restarted, and its generation does not say so."""
+        number, _ = self._numbers.pop(replica, _NOBODY)
+        self._names.pop(number, None)
+
     def _enlist(self, lease: Lease, former: int) -> int:
         if len(self._numbers) >= 1024:  # names come from the configuration; renamed ones go here
             self._numbers.clear()
@@ -192,3 +197,7 @@ class PrefixRouter:
 
     def ended(self, lease: Lease, request: RoutingKey, now: float, *, ok: bool) -> None:
         """What was sent was learnt then; a failure says little of what is kept."""
+
+    def forget(self, replica: str) -> None:
+        """It holds nothing any more."""
+        self._memory.forget(replica)

@@ -52,9 +52,10 @@ ELSEWHERE = BUSY | {502, 504}
 
 
 class Transit(Twofold):
-    """`tried` names the replicas that have failed it."""
+    """`tried` names the replicas that have failed it. `digest`, of what it asks for, is made where
+    replicas have died; `suspect`: perhaps of this one, so it is to be alone with the next."""
 
-    __slots__ = ("_attempts", "_retry", "_told")
+    __slots__ = ("_attempts", "_retry", "_told", "awaits_look", "digest", "suspect")
 
     def __init__(
         self,
@@ -70,6 +71,8 @@ class Transit(Twofold):
         self._attempts: Attempts | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._told = b""  # fields that a failed attempt adds to the answer
+        self.digest = b""
+        self.suspect = self.awaits_look = False
 
     # ------------------------------------------------------------------------------- the request
 
@@ -86,7 +89,20 @@ class Transit(Twofold):
         if pool.crowd is not None and (refused := pool.squeeze(self, now)) is not None:
             self._refuse(refused)
             return
+        if pool.inquest.pending and (refused := pool.inquest.received(self, now)) is not None:
+            self._refuse(refused)
+            return
         self.seek(now)
+
+    @property
+    def kept_body(self) -> bytes | None:
+        """Its body; None where that is not, or no more, here as a whole."""
+        return self._body if self._complete and self._replayable else None
+
+    @property
+    def request_name(self) -> str:
+        """For people."""
+        return f"{self.exchange.head.method} {self.exchange.path}"
 
     @property
     def tried(self) -> list[str]:
@@ -105,7 +121,7 @@ class Transit(Twofold):
         self.lease = found.load.take(1.0, now)
         self.pool.router.sent(self.lease, self.key, now)
         self._dispatch(found, now)
-        if self.pool.hedging is not None and self._hedge is None:
+        if self.pool.hedging is not None and self._hedge is None and not self.suspect:
             self.plan_hedge(self.pool.hedging, now)
 
     def not_connected(self, why: Exception) -> None:
@@ -192,6 +208,7 @@ class Transit(Twofold):
         self.connection = None
         assert self.replica is not None
         error = ReplicaNonsense(f"replica {self.replica.name} {detail}")
+        waits = how is not Broke.NONSENSE and self.pool.inquest.lost(self, self.replica)
         if self.started:
             self._give_back(Outcome.FAILURE)
             self._break_off(error)
@@ -201,8 +218,9 @@ class Transit(Twofold):
             self._failed(Failure.ERROR, error, Outcome.FAILURE)
             return
         stale = how is Broke.CLOSED_IDLE and self.pool.loop.time() - self.sent < STALE_S
-        outcome = Outcome.NEUTRAL if stale else Outcome.FAILURE
-        self._failed(Failure.LOST, error, outcome, dead=True)
+        # What dies of a request says nothing of how the replica does with others.
+        outcome = Outcome.NEUTRAL if stale or self.suspect else Outcome.FAILURE
+        self._failed(Failure.LOST, error, outcome, dead=True, waits=waits)
 
     def own_fields(self) -> bytes:
         assert self.replica is not None
@@ -236,9 +254,16 @@ class Transit(Twofold):
         return True
 
     def _failed(
-        self, why: Failure, error: GatewayError, outcome: Outcome, *, dead: bool = False
+        self,
+        why: Failure,
+        error: GatewayError,
+        outcome: Outcome,
+        *,
+        dead: bool = False,
+        waits: bool = False,
     ) -> None:
-        """An attempt ended before any byte of an answer. `dead`: its connection did."""
+        """An attempt ended before any byte of an answer. `dead`: its connection did; `waits`: what
+        follows depends on what is found to have happened to the replica."""
         now = self.pool.loop.time()
         self._give_back(outcome)
         if (arm := self._arm) is not None and arm.connection is not None:
@@ -255,7 +280,9 @@ class Transit(Twofold):
             self._refuse(error)
             return
         self.pool.measures.retried += 1
-        if wait > 0.0:
+        if waits:
+            self.phase, self.awaits_look = SEATING, True
+        elif wait > 0.0:
             self.phase = SEATING
             self._retry = self.pool.loop.call_later(wait, self._seek_again)
         else:
@@ -345,7 +372,7 @@ class Transit(Twofold):
         """`how`: done, cancelled, or a failure's code."""
         if self.phase == ENDED:
             return
-        self.phase = ENDED
+        self.phase, self.awaits_look = ENDED, False
         self._body = b""
         if self._retry is not None:
             self._retry.cancel()
