@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from backends.llm.errors import BadGrammar
+from backends.llm.structured import unions
 from backends.llm.structured.grammar import (
     NOTHING,
     Either,
@@ -124,19 +125,33 @@ class _Compiler:
         return VALUE
 
     def _reference(self, name: Any, path: str, depth: int) -> Form:
+        return self._rule(self._prefix + str(name), self._found(name, path), str(name), depth)
+
+    def _rule(self, rule: str, schema: Any, path: str, depth: int) -> Form:
+        if rule not in self.rules:
+            self.rules[rule] = VALUE  # until it is known: it may refer to itself
+            self.rules[rule] = self.form(schema, path, depth + 1)
+        return Rule(rule)
+
+    def _found(self, name: Any, path: str) -> Any:
+        """What the reference refers to."""
         if not isinstance(name, str) or not name.startswith("#"):
             raise BadGrammar(f"{path}: only references within the schema are supported")
-        rule = self._prefix + name
-        if rule not in self.rules:
-            found = self._root
-            for part in name.removeprefix("#").removeprefix("/").split("/") if name != "#" else ():
-                key = part.replace("~1", "/").replace("~0", "~")
-                if not isinstance(found, dict) or key not in found:
-                    raise BadGrammar(f"{path}: there is no {name}")
-                found = found[key]
-            self.rules[rule] = VALUE  # until it is known: it may refer to itself
-            self.rules[rule] = self.form(found, name, depth + 1)
-        return Rule(rule)
+        found = self._root
+        for part in name.removeprefix("#").removeprefix("/").split("/") if name != "#" else ():
+            key = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, dict) or key not in found:
+                raise BadGrammar(f"{path}: there is no {name}")
+            found = found[key]
+        return found
+
+    def _resolved(self, schema: Any, path: str) -> Any:
+        """The same without a reference at its head."""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                return schema
+            schema = self._found(schema["$ref"], f"{path}/$ref")
+        raise BadGrammar(f"{path}: the references lead in a circle")
 
     def _combined(self, key: str, found: Any, path: str, depth: int) -> Form:
         parts = _sequence(found, path)
@@ -144,13 +159,40 @@ class _Compiler:
             raise BadGrammar(f"{path}: expected at least one schema")
         if key == "allOf" and len(parts) > 1:
             raise BadGrammar(f"{path}: more than one schema is not supported")
-        if key == "oneOf" and not _disjoint(parts):
-            raise BadGrammar(
-                f"{path}: supported only where the alternatives differ in type or in a property's "
-                "const; use anyOf"
-            )
+        if key == "oneOf" and len(parts) > 1:
+            return self._one_of(parts, path, depth)
         forms = [self.form(part, f"{path}/{at}", depth + 1) for at, part in enumerate(parts)]
         return Either(tuple(forms))
+
+    def _one_of(self, parts: Sequence[Any], path: str, depth: int) -> Form:
+        found = [self._resolved(part, f"{path}/{at}") for at, part in enumerate(parts)]
+        known = all(isinstance(part, dict) for part in found)
+        name = None
+        if not known or not unions.differ(found):
+            name = unions.tag(found, lambda inner: self._resolved(inner, path)) if known else None
+            if name is None:
+                raise BadGrammar(
+                    f"{path}: supported only where the alternatives differ in type or in a "
+                    "property's constant; use anyOf"
+                )
+        return Either(
+            tuple(
+                self._with(name, part, whole, f"{path}/{at}", depth + 1)
+                for at, (part, whole) in enumerate(zip(parts, found, strict=True))
+            )
+        )
+
+    def _with(self, name: str | None, schema: Any, whole: Any, path: str, depth: int) -> Form:
+        """The schema, `whole` without its reference, with that property always given: a tag that
+        is left out tells nothing apart, whatever its default."""
+        required = whole.get("required", [])
+        if name is None or not isinstance(required, list) or name in required:
+            return self.form(schema, path, depth)
+        tagged = {**whole, "required": [*required, name]}
+        if "$ref" not in schema:
+            return self.form(tagged, path, depth)
+        rule = f"{self._prefix}{schema['$ref']} with {name}"
+        return self._rule(rule, tagged, str(schema["$ref"]), depth)
 
     def _fixed(self, values: Sequence[Any], schema: dict[str, Any], path: str) -> Form:
         _alone(schema, path.rpartition("/")[2], path.rpartition("/")[0], "type")
@@ -302,28 +344,6 @@ def _is(value: Any, kind: str) -> bool:
         "integer": type(value) is int,
     }
     return kinds[kind]
-
-
-def _disjoint(parts: Sequence[Any]) -> bool:
-    """No value fits two of them, as far as types and constants tell."""
-    if not all(isinstance(part, dict) for part in parts):
-        return False
-    types = [part.get("type") for part in parts]
-    plain = [kind for kind in types if isinstance(kind, str)]
-    if len({"number" if kind == "integer" else kind for kind in plain}) == len(parts):
-        return True
-    tables = [part.get("properties", {}) for part in parts]
-    for name in tables[0] if all(isinstance(table, dict) for table in tables) else ():
-        consts = [
-            orjson.dumps(table[name]["const"])
-            for table, part in zip(tables, parts, strict=True)
-            if isinstance(table.get(name), dict)
-            and "const" in table[name]
-            and name in part.get("required", ())
-        ]
-        if len(set(consts)) == len(parts):
-            return True
-    return False
 
 
 def _bounds(schema: dict[str, Any], low: str, high: str, path: str) -> tuple[int, int | None]:

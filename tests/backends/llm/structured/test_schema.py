@@ -30,6 +30,28 @@ NODE = {
     },
     "$ref": "#/$defs/node",
 }
+PETS = {
+    "$defs": {
+        "Cat": {
+            "type": "object",
+            "properties": {"kind": {"const": "cat"}, "n": {"type": "null"}},
+            "required": ["kind"],
+        },
+        "Dog": {
+            "type": "object",
+            "properties": {
+                "kind": {"$ref": "#/$defs/K", "default": "dog"},
+                "of": {"$ref": "#/$defs/Pet"},
+            },
+        },
+        "K": {"enum": ["dog", "wolf"]},
+        "Pet": {
+            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+            "discriminator": {"propertyName": "kind"},
+        },
+    },
+    "$ref": "#/$defs/Pet",
+}
 SCHEMAS = [
     {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}},
     {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "required": ["b"]},
@@ -56,6 +78,8 @@ SCHEMAS = [
     {"type": "array", "prefixItems": [{"type": "null"}, True], "minItems": 2, "maxItems": 2},
     {"anyOf": [{"type": "integer"}, {"type": "object", "properties": {"a": {"const": 1}}}]},
     {"oneOf": [{"type": "string"}, {"type": "boolean"}]},
+    {"oneOf": [{"const": "a", "description": "x"}, {"enum": [1.5, "b"]}]},
+    PETS,
     {"allOf": [{"type": "boolean"}], "description": "one of them changes nothing"},
     {"properties": {"a": {"type": "null"}}, "required": ["a"], "title": "T"},
     {"minItems": 2},
@@ -103,6 +127,13 @@ schemas = st.recursive(
     ),
     max_leaves=5,
 )
+
+
+def test_a_tag_is_given_though_it_has_a_default():
+    made = masks(PETS)
+    assert permits(made, '{"kind":"dog","of":{"kind":"wolf","of":{"kind":"cat"}}}')
+    assert permits(made, '{"kind":"cat","n":null}')
+    assert not permits(made, "{}") and not permits(made, '{"kind":"cat","of":{}}')
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,6 +206,9 @@ def test_nesting_has_an_end_and_no_dead_end():
         ({"$ref": "http://x"}, "only references within the schema"),
         ({"$ref": "#", "type": "object"}, "#/type: not supported beside $ref"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf: supported only where"),
+        ({"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]}, "#/oneOf: supported only where"),
+        ({"oneOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"a": {}}}]}, "#/oneOf:"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "oneOf": [{"$ref": "#/$defs/a"}, True]}, "circle"),
         ({"allOf": [{}, {}]}, "#/allOf: more than one"),
         ({"anyOf": []}, "#/anyOf: expected at least one"),
         ({"enum": [1], "type": "string"}, "#/enum: no value has the type"),
