@@ -24,7 +24,7 @@ from backends.checkpoint import (
     is_quarantined,
 )
 from backends.errors import BackendError, ModelFailed
-from backends.reload import Failure, LoadFailed, Target
+from backends.reload_terms import Failure, LoadFailed, Target
 from backends.tiers import NoRoom
 
 T = TypeVar("T")

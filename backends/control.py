@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from backends.errors import BadFrame, Conflict, Unsupported
 from backends.events import Events
+from backends.reload_terms import ROLLED_BACK
 from backends.wire import Status
 
 
@@ -19,7 +20,7 @@ class Following(Protocol):
     """What a follower is asked; raises Conflict where it means nothing now."""
 
     def look_again(self) -> None: ...
-    def roll_back(self) -> None: ...
+    def roll_back(self, version: str) -> None: ...
     def steer(self) -> None: ...
     def allow(self, version: str) -> None: ...
     def refuse(self, version: str, reason: str) -> None: ...
@@ -29,10 +30,12 @@ class Following(Protocol):
 
 
 class Controlled(Protocol):
-    """`following` is None where the replica follows no channel, or has just started."""
+    """`following` is None where the replica follows no channel, or has just started; `bar` is then
+    for what it must not serve, and raises Conflict where it follows none."""
 
     @property
     def following(self) -> Following | None: ...
+    def bar(self, version: str, reason: str) -> None: ...
     def status(self) -> Status: ...
     def drain(self, reason: str) -> None: ...
     def undrain(self) -> None: ...
@@ -44,12 +47,12 @@ class Control:
         self._operations: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
             "status": (lambda: None, ()),
             "reload": (lambda: self._follower.look_again(), ()),
-            "rollback": (lambda: self._follower.roll_back(), ()),
+            "rollback": (self._roll_back, ("version",)),
             "drain": (lambda: replica.drain("drained by an operator"), ()),
             "undrain": (replica.undrain, ()),
             "steer": (lambda: self._follower.steer(), ()),
             "swap": (lambda version: self._follower.allow(version), ("version",)),
-            "refuse": (lambda **said: self._follower.refuse(**said), ("version", "reason")),
+            "refuse": (self._refuse, ("version", "reason")),
             "point": (
                 lambda **said: self._follower.point(**said),
                 ("channel", "like", "version", "before"),
@@ -75,6 +78,18 @@ class Control:
             self._events("control", op=op, **arguments)
         answer = work(**arguments)
         return answer if isinstance(answer, asyncio.Future) else self._replica.status().to_json()
+
+    def _roll_back(self, version: str) -> None:
+        if (following := self._replica.following) is not None:
+            following.roll_back(version)
+        else:
+            self._replica.bar(version, ROLLED_BACK)
+
+    def _refuse(self, version: str, reason: str) -> None:
+        if (following := self._replica.following) is not None:
+            following.refuse(version, reason)
+        else:
+            self._replica.bar(version, reason)
 
     @property
     def _follower(self) -> Following:

@@ -19,7 +19,9 @@ from backends.errors import Conflict
 from backends.events import Events
 from backends.pointing import Pointing
 from backends.probation import Judge, Ran
-from backends.reload import (
+from backends.reload import Reload
+from backends.reload_terms import (
+    ROLLED_BACK,
     Action,
     Begin,
     Cancel,
@@ -29,7 +31,6 @@ from backends.reload import (
     Note,
     Quarantine,
     Release,
-    Reload,
     Stage,
     Swap,
     Target,
@@ -145,6 +146,11 @@ class Follower(Generic[V]):
         return self._reload.generation
 
     @property
+    def goal(self) -> Target | None:
+        """What the channel has it serve, as far as it was seen."""
+        return self._reload.goal
+
+    @property
     def channel(self) -> str:
         return self._channel
 
@@ -183,10 +189,10 @@ class Follower(Generic[V]):
         self._do(self._reload.retry(time.monotonic()))
         self._watching.look_again()
 
-    def roll_back(self) -> None:
-        """Raises Conflict."""
+    def roll_back(self, version: str) -> None:
+        """From that version, wherever it has got to here. Raises Conflict."""
         try:
-            self._do(self._reload.give_up("rolled back by an operator", time.monotonic()))
+            self._do(self._reload.give_up(version, ROLLED_BACK, time.monotonic()))
         except ValueError as error:
             raise Conflict(str(error)) from error
 

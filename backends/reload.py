@@ -9,118 +9,28 @@ tried again; READY lasts only while a gateway that steers is heard.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
+
+from backends.reload_terms import (
+    LOADING,
+    Action,
+    Begin,
+    Cancel,
+    Commit,
+    Failure,
+    Note,
+    Quarantine,
+    Release,
+    Stage,
+    Swap,
+    Target,
+)
 
 # A full disk or a slow mount: try again soon, then less often.
 RETRY_S, MAX_RETRY_S = 0.5, 30.0
 # Versions remembered as proven, or as refused, beyond those that the channel names or that are
 # live: one that the channel comes back to after so many others has to prove itself again.
 REMEMBERED = 64
-
-
-class Stage(StrEnum):
-    IDLE = "idle"
-    ADMIT = "admit"
-    LOAD = "load"
-    VERIFY = "verify"
-    READY = "ready"
-    SWAP = "swap"
-    PROBATION = "probation"
-
-
-LOADING = (Stage.ADMIT, Stage.LOAD, Stage.VERIFY)
-
-
-class Failure(StrEnum):
-    """Why a load ended without a version, and so what follows."""
-
-    CANCELLED = "cancelled"  # a newer one is wanted
-    TRANSIENT = "transient"  # tried again: the disk, the memory
-    CROWDED = "crowded"  # tried again, and better in a new process: no room for two
-    REFUSED = "refused"  # not tried again here: the model raises, the class is missing
-    CORRUPT = "corrupt"  # not tried again anywhere: the bytes are wrong
-
-
-class LoadFailed(Exception):
-    """No version came of a load; `failure` says what follows."""
-
-    def __init__(self, failure: Failure, reason: str) -> None:
-        super().__init__(reason)
-        self.failure, self.reason = failure, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A version that a channel pointed at in a generation."""
-
-    step: int
-    hash: str
-    generation: int
-
-    @property
-    def version(self) -> str:
-        return f"{self.step}-{self.hash[:8]}"
-
-
-# ------------------------------------------------------------------------------------ the actions
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Load it in the background; report `staged`, then `loaded` or `failed`."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop loading it; report `failed` with CANCELLED."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """Serve it from the next batch on, with `fallback` kept beside it; report `swapped`."""
-
-    target: Target
-    fallback: Target | None
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Probation is over: no fallback any more."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Its memory and its lease may go."""
-
-    target: Target
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    """Tell everybody that its bytes are wrong."""
-
-    target: Target
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """One line for the log."""
-
-    event: str
-    target: Target
-    reason: str = ""
-
-
-Action = Begin | Cancel | Swap | Commit | Release | Quarantine | Note
 
 
 class Reload:
@@ -144,6 +54,8 @@ class Reload:
         self.crowded = ""
         self._wanted: tuple[Target, ...] = ()
         self._refused: dict[str, str] = {}
+        # Names of what is not to be served, from before the channel was seen at it.
+        self._barred: dict[str, str] = {}
         # Versions that passed probation here, or had none to pass: going back needs no proof.
         self._proven: dict[str, None] = {}
         self._cancelling = False
@@ -163,6 +75,11 @@ class Reload:
         return [target for target in self._wanted if target.hash in self._refused]
 
     @property
+    def goal(self) -> Target | None:
+        """What the channel, as it was last seen, has this replica serve."""
+        return self._goal() or self.serving
+
+    @property
     def generation(self) -> int:
         """The channel's newest generation that points at what is served; 0 while nothing is."""
         if self.serving is None:
@@ -179,11 +96,12 @@ class Reload:
         self._wanted = tuple(targets)
         self._forget(self._refused)
         self._forget(self._proven)
-        return self._pursue(now)
+        return self._recognise() + self._pursue(now)
 
     def retry(self, now: float) -> list[Action]:
         """An operator asks: forget what was refused here."""
         self._refused.clear()
+        self._barred.clear()
         self._failures, self._retry_at = 0, 0.0
         return self._pursue(now)
 
@@ -203,7 +121,9 @@ class Reload:
     def refuse(self, version: str, reason: str, now: float) -> list[Action]:
         """Never serve it here: it did worse elsewhere. What is in service already stays, unless it
         is on probation."""
-        bad = next((target for target in self._wanted if target.version == version), None)
+        bad = self._known(version)
+        if bad is None:
+            self._bar(version, reason)
         if bad is None or bad.hash in self._refused:
             return []
         if self.serving is not None and self.serving.hash == bad.hash:
@@ -249,14 +169,15 @@ class Reload:
         """The device serves it now."""
         assert target == self.target and self.stage is Stage.SWAP, (target, self.stage)
         self.serving = target
-        goal = self._goal()
-        if goal is not None and goal.hash == target.hash:
+        if any(newest.hash == target.hash for newest in self._wanted[:1]):
             self.problem = ""  # else it is why we are not where we should be
         self.held.remove(target)
         self.held.append(target)
         actions: list[Action] = [Note("reload.swapped", target)]
         if self.fallback is None:
             return actions + self._settle(now)
+        if (why := self._refused.get(target.hash)) is not None:  # since it was told to swap
+            return [*actions, Note("reload.rollback", target, why), *self._swap_to(self.fallback)]
         self.stage = Stage.PROBATION
         self._until = now + self._probation_s
         return [*actions, Note("reload.probation", target)]
@@ -269,41 +190,71 @@ class Reload:
         self._refused[bad.hash], self.problem = reason, f"{bad.version}: {reason}"
         return [Note("reload.rollback", bad, reason), *self._swap_to(back)]
 
-    def give_up(self, reason: str, now: float) -> list[Action]:
-        """An operator rolls back: refuse what is served, go to where the channel was before.
-
-        Raises ValueError when there is nothing to go back to.
+    def give_up(self, version: str, reason: str, now: float) -> list[Action]:
+        """An operator rolls back from that version: what serves it goes to where the channel was
+        before, and who has not seen the channel at it yet never takes it. Said twice, it changes
+        nothing. Raises ValueError when there is nothing to go back to.
         """
-        if self.stage is Stage.PROBATION:
+        bad = self._known(version)
+        if bad is None:
+            self._bar(version, reason)
+        if bad is None or bad.hash in self._refused:
+            return []
+        serves = self.serving is not None and self.serving.hash == bad.hash
+        if serves and self.stage is Stage.PROBATION:
             return self.regressed(reason, now)
-        if self.stage is Stage.READY and self.target is not None:
-            return self.refuse(self.target.version, reason, now)
-        bad = self.serving
-        if bad is None or self.stage is not Stage.IDLE:
-            raise ValueError(f"nothing to roll back while the reload is at {self.stage}")
-        before = dict(self._refused)
         self._refused[bad.hash] = reason
-        if self._goal() is None:
-            self._refused = before
-            raise ValueError(f"the channel was nowhere else before {bad.version}")
-        return [Note("reload.rollback", bad, reason), *self._pursue(now)]
+        if self._goal() is None and not self._settled:
+            del self._refused[bad.hash]
+            raise ValueError(f"the channel was nowhere else before {version}")
+        self.problem = f"{version}: {reason}"
+        event = "reload.rollback" if serves else "reload.refused"
+        return [Note(event, bad, reason), *self._pursue(now)]
 
     def tick(self, now: float) -> list[Action]:
         if self.stage is Stage.PROBATION and now >= self._until:
             return self._settle(now)
-        if self.stage is Stage.READY and self.target is not None and not self._asks(now):
-            return [Note("reload.alone", self.target, "no gateway"), *self._swap_to(self.target)]
         return self._pursue(now)
 
     # ------------------------------------------------------------------------------ what follows
 
+    @property
+    def _settled(self) -> bool:
+        """Something good is served."""
+        return self.serving is not None and self.serving.hash not in self._refused
+
     def _goal(self) -> Target | None:
-        """What should be served. While something good is, only the newest can take its place."""
-        settled = self.serving is not None and self.serving.hash not in self._refused
-        for target in self._wanted[:1] if settled else self._wanted:
+        """What should be served: the newest that is not refused, so that whoever sees the same
+        channel and refuses the same serves the same. What is good gives way only to a newer one;
+        where the channel never was at it, that is the newest."""
+        serving = self.serving if self._settled else None
+        strange = serving and all(target.hash != serving.hash for target in self._wanted)
+        for target in self._wanted[:1] if strange else self._wanted:
             if target.hash not in self._refused:
                 return target
         return None
+
+    def _known(self, version: str) -> Target | None:
+        known = (*self._wanted, *self.held)
+        return next((target for target in known if target.version == version), None)
+
+    def _bar(self, version: str, reason: str) -> None:
+        self._barred[version] = reason
+        self._barred = dict([*self._barred.items()][-REMEMBERED:])
+
+    def _recognise(self) -> list[Action]:
+        """Refuse what was barred before it was seen, unless it is all there is."""
+        notes: list[Action] = []
+        for target in self._wanted:
+            reason = self._barred.get(target.version)
+            if reason is None or target.hash in self._refused:
+                continue
+            self._refused[target.hash] = reason
+            if self._goal() is None and not self._settled:
+                del self._refused[target.hash]
+            else:
+                notes.append(Note("reload.refused", target, reason))
+        return notes
 
     def _pursue(self, now: float) -> list[Action]:
         goal = self._goal()
@@ -315,8 +266,12 @@ class Reload:
                 return [Cancel(self.target)]
             return []
         if self.stage is Stage.READY and self.target is not None:
-            moved = there or goal is None or goal.hash != self.target.hash
-            return self._withdraw(self.target) + self._pursue(now) if moved else []
+            if there or goal is None or goal.hash != self.target.hash:
+                return self._withdraw(self.target) + self._pursue(now)
+            if self._asks(now):
+                return []
+            alone = [Note("reload.alone", self.target, "no gateway")] if self._settled else []
+            return [*alone, *self._swap_to(self.target)]
         if there or goal is None:
             return []
         if self.stage is Stage.PROBATION:
@@ -348,8 +303,7 @@ class Reload:
 
     def _asks(self, now: float) -> bool:
         """Only what can wait asks: where nothing good is served, any delay costs requests."""
-        settled = self.serving is not None and self.serving.hash not in self._refused
-        return settled and now < self._steered_until
+        return self._settled and now < self._steered_until
 
     def _withdraw(self, target: Target) -> list[Action]:
         """It waits for its swap no more: another is wanted."""
@@ -373,7 +327,8 @@ class Reload:
         """Commit to what is served; let go of what is not kept."""
         assert self.serving is not None
         self.stage, self.target, self.fallback = Stage.IDLE, None, None
-        self._proven[self.serving.hash] = None
+        if self._settled:
+            self._proven[self.serving.hash] = None
         actions: list[Action] = [Note("reload.commit", self.serving), Commit(self.serving)]
         bad = [live for live in self.held if live.hash in self._refused and live != self.serving]
         good = [live for live in self.held if live not in bad]

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from backends.config import ReplicaConfig
-from backends.errors import NotReady
+from backends.errors import Conflict, NotReady
 from backends.events import Events
+from backends.reload import REMEMBERED
 from backends.wire import Status
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Standing(Generic[V]):
         self._hung = False
         self.starting = "importing torch"
         self.subscription: Subscription[V] | None = None
+        self._barred: dict[str, str] = {}
         self.serving: V | None = None
         # Those that can be pinned now, by name.
         self.versions: dict[str, V] = {}
@@ -91,6 +93,7 @@ class Standing(Generic[V]):
     ) -> Status:
         state, reason = self.state()
         serving, follower = self.serving, self.follower
+        goal = follower.goal if follower else None
         return Status(
             model=self._config.model,
             kind=self._config.kind,
@@ -101,6 +104,8 @@ class Standing(Generic[V]):
             generation=follower.generation if follower else 0,
             reload=str(follower.stage) if follower else "idle",
             reload_to=follower.loading_to if follower else "",
+            goal=goal.version if goal else "",
+            goal_generation=goal.generation if goal else 0,
             channel=follower.channel if follower else "",
             refused=follower.refused if follower else (),
             crowded=follower.crowded if follower else "",
@@ -112,6 +117,20 @@ class Standing(Generic[V]):
         )
 
     # ------------------------------------------------------------------------- what becomes of it
+
+    def bar(self, version: str, reason: str) -> None:
+        """Never to be served, said before a channel is followed. Raises Conflict where none is."""
+        if self._config.run is None:
+            raise Conflict("this replica follows no channel")
+        self._barred[version] = reason
+        self._barred = dict([*self._barred.items()][-REMEMBERED:])
+
+    def follow(self, subscription: Subscription[V]) -> None:
+        """From now on, with what was barred before."""
+        self.subscription = subscription
+        for version, reason in self._barred.items():
+            subscription.follower.refuse(version, reason)
+        subscription.start()
 
     def drain(self, reason: str) -> None:
         """Take no more; what was accepted is still answered."""

@@ -182,7 +182,15 @@ class Admin:
         return _json(await self._operations.promote(request.match_info["name"]))
 
     async def _rollback(self, request: web.Request) -> web.Response:
-        return _json(await self._operations.rollback(request.match_info["name"]))
+        data = await request.read()
+        try:
+            body: Any = orjson.loads(data) if data else {}
+        except orjson.JSONDecodeError as error:
+            raise _bad(f"the body is not JSON: {error}") from error
+        version = body.get("version", "") if isinstance(body, dict) else None
+        if not isinstance(version, str) or set(body) - {"version"}:
+            raise _bad('the body must be {"version": "NAME"}, or nothing')
+        return _json(await self._operations.rollback(request.match_info["name"], version))
 
     async def _reread(self, request: web.Request) -> web.Response:
         return _json({"changed": await self._operations.reread()})

@@ -110,8 +110,9 @@ class Canary:
         version = self._tried(views)
         return await self._move("rollback", version, "by an operator", self._numbers, views)
 
-    def trying(self, views: Mapping[str, View]) -> bool:
-        return bool(self._candidate(views))
+    def tried(self, views: Mapping[str, View]) -> str:
+        """The version that is tried now, or nothing."""
+        return self._candidate(views)
 
     def _tried(self, views: Mapping[str, View]) -> str:
         if version := self._candidate(views):

@@ -152,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("model", help="the model's name")
     rollback = _operation(verbs, "rollback", "go back to the version before", "rollback digits")
     rollback.add_argument("model", help="the model's name")
+    rollback.add_argument(
+        "--from",
+        dest="version",
+        metavar="VERSION",
+        help="by name or step; else the canary's, else the newest that a replica has seen",
+    )
 
     worker = verbs.add_parser("worker")  # the supervisor starts it; not for people
     worker.add_argument("--listen-fd", type=int, required=True)

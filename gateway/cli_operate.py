@@ -214,7 +214,8 @@ def _replace(admin: AdminClient, arguments: argparse.Namespace) -> None:
 
 
 def _rollback(admin: AdminClient, arguments: argparse.Namespace) -> None:
-    _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/rollback"))
+    body = {"version": arguments.version} if arguments.version else None
+    _show_replies(admin.post(f"/models/{quote(arguments.model, safe='')}/rollback", body))
 
 
 def _promote(admin: AdminClient, arguments: argparse.Namespace) -> None:
@@ -229,7 +230,12 @@ def _show_replies(answer: dict[str, Any]) -> None:
         where = f"channel {moved['channel']} is at {moved['version']}"
         print(f"{answer['version']} is {done}: {where} (generation {moved['generation']})")
         return
+    if bad := answer.get("from"):
+        print(f"{answer['model']} goes back from {bad}")
     for name, reply in answer["replicas"].items():
+        if error := reply.get("error"):
+            print(f"{name}: {error} (it is told again)")
+            continue
         target = f" → {reply['reload_to']}" if reply.get("reload_to") else ""
         print(f"{name}: asked; serves {reply['version'] or 'nothing'}, {reply['reload']}{target}")
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from gateway.config import GatewayConfig, ModelConfig
+from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.control import ControlError, call_replica
 from gateway.counts import Counts
 from gateway.events import Events, changes
 from gateway.metrics import Family, Ledger, gateway_families, merge
 from gateway.overview import Json, overview
+from gateway.policy.rollback import Said, Unclear, newest, resolve
 from gateway.process import Child
 from gateway.replica_process import ReplicaProcess
 from gateway.versions import Versions
@@ -192,14 +193,34 @@ class Operations:
         self._model(model)
         return await self._running.versions.promote(model)
 
-    async def rollback(self, model: str) -> Json:
+    async def rollback(self, model: str, version: str = "") -> Json:
         """The canary goes back to what the others serve; where none is under way, every native
-        replica goes back to the version before."""
-        self._model(model)
-        if (answer := await self._running.versions.rollback(model)) is not None:
-            return answer
-        with self._running.versions.held(model):
-            return await self._replicas_do(model, "rollback")
+        replica goes back from the newest version, or from the one that is named, and none further,
+        whatever each has seen. Who is not there is told when it comes."""
+        native = self._native(model, "roll back")
+        if (canaried := await self._running.versions.rollback(model, version)) is not None:
+            return canaried
+        heard = await self._ask_replicas(native, "status")
+        said = {n: _said(a) for n, a in heard.items() if not isinstance(a, ControlError)}
+        canary = self._model(model).canary.channel
+        try:
+            bad = resolve(said.values(), version) if version else newest(said.values(), canary)
+        except Unclear as error:
+            raise ControlError(str(error), status=409, code="no_version") from error
+        # Only they can say that there is nothing to go back to.
+        know = [each for each in native if each.name in said and said[each.name].goal == bad]
+        answers = await self._ask_replicas(know, "rollback", version=bad)
+        failed = {n: a for n, a in answers.items() if isinstance(a, ControlError)}
+        if failed and len(failed) == len(answers):
+            raise _failure("rollback", failed)
+        self._running.versions.recall(model, bad)
+        others = [each for each in native if each not in know]
+        answers |= await self._ask_replicas(others, "rollback", version=bad)
+        for name, answer in answers.items():
+            text = f"refused: {answer}" if isinstance(answer, ControlError) else "asked for"
+            self.events.add("rollback", name, f"from {bad}: {text}")
+        replicas = {n: _told(answers[n]) for n in sorted(answers)}
+        return {"model": model, "from": bad, "replicas": replicas}
 
     async def replace(self, model: str) -> Json:
         """New processes, which load what the channel points at, take the replicas' places."""
@@ -249,34 +270,37 @@ class Operations:
                 raise answer
 
     async def _replicas_do(self, model: str, op: str) -> Json:
-        found = self._model(model)
-        native = [replica for replica in found.replicas if replica.kind == "native"]
-        if not native:
-            raise ControlError(
-                f"model {model!r} has no native replica to {op}", status=409, code="not_native"
-            )
+        by_name = await self._ask_replicas(self._native(model, op), op)
+        failed = {n: a for n, a in by_name.items() if isinstance(a, ControlError)}
+        for name in by_name:
+            self.events.add(op, name, f"refused: {failed[name]}" if name in failed else "asked for")
+        if failed:
+            raise _failure(op, failed)
+        return {"model": model, "replicas": {name: _told(by_name[name]) for name in by_name}}
 
+    async def _ask_replicas(
+        self, replicas: Sequence[ReplicaConfig], op: str, **arguments: str
+    ) -> dict[str, Json | ControlError]:
         async def ask(address: str) -> Json | ControlError:
             try:
                 async with asyncio.timeout(REPLICA_S):
-                    answer = await call_replica(address, op)
-                return {key: answer[key] for key in TOLD if key in answer}
+                    return await call_replica(address, op, **arguments)
             except TimeoutError:
                 return ControlError(f"no answer within {REPLICA_S:g} s", status=504, code="timeout")
             except ControlError as error:
                 return error
 
-        addresses = [replica.socket(self._running.runtime) for replica in native]
+        addresses = [replica.socket(self._running.runtime) for replica in replicas]
         answers = await asyncio.gather(*map(ask, addresses))
-        by_name = {replica.name: answer for replica, answer in zip(native, answers, strict=True)}
-        failed = {n: a for n, a in by_name.items() if isinstance(a, ControlError)}
-        for name in by_name:
-            self.events.add(op, name, f"refused: {failed[name]}" if name in failed else "asked for")
-        if failed:
-            first = next(iter(failed.values()))
-            text = "; ".join(f"{name}: {error}" for name, error in failed.items())
-            raise ControlError(f"{op} failed on {text}", status=first.status, code=first.code)
-        return {"model": model, "replicas": by_name}
+        return {replica.name: answer for replica, answer in zip(replicas, answers, strict=True)}
+
+    def _native(self, model: str, op: str) -> list[ReplicaConfig]:
+        native = [each for each in self._model(model).replicas if each.kind == "native"]
+        if not native:
+            raise ControlError(
+                f"model {model!r} has no native replica to {op}", status=409, code="not_native"
+            )
+        return native
 
     def _find(self, name: str) -> None:
         known = [replica.name for _, replica in self._running.config.replicas()]
@@ -315,6 +339,23 @@ class Shared(Generic[T]):
         self._task = None
         if not task.cancelled():
             task.exception()  # each caller has had it; there may be none left
+
+
+def _said(status: Json) -> Said:
+    versions = {status["version"], status["reload_to"], *status["versions"]} - {""}
+    return Said(status["channel"], status["goal"], status["goal_generation"], frozenset(versions))
+
+
+def _told(answer: Json | ControlError) -> Json:
+    if isinstance(answer, ControlError):
+        return {"error": answer.message}
+    return {key: answer[key] for key in TOLD if key in answer}
+
+
+def _failure(op: str, failed: Mapping[str, Json | ControlError]) -> ControlError:
+    text = "; ".join(f"{name}: {error}" for name, error in failed.items())
+    first = next(error for error in failed.values() if isinstance(error, ControlError))
+    return ControlError(f"{op} failed on {text}", status=first.status, code=first.code)
 
 
 def _process(child: Child) -> Json:

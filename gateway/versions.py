@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from gateway.config import GatewayConfig, ModelConfig
 from gateway.control import ControlChannel, ControlError, open_replica
 from gateway.events import Events
 from gateway.metrics import Family
+from gateway.policy.rollback import is_named
 from gateway.policy.rolling import Finding, Order, Rolling, View
 
 # A fifth of what a replica waits for the next word, unless its file says less.
@@ -32,6 +33,7 @@ POINT_S = 600.0
 ROOM_S = 30.0
 # A replica that starts is met soon: what it must not load, it has to hear before.
 RECONNECT_S = (0.05, 1.0)
+SAID = {"swap": "swaps to", "refuse": "may not serve", "rollback": "goes back from"}
 
 log = logging.getLogger("penstock.versions")
 
@@ -57,8 +59,6 @@ class Versions:
         self._canaries: dict[str, Canary] = {}
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # Models whose replicas are being told something by an operator.
-        self._held: list[str] = []
         # When the replicas that need a new process may have one again.
         self._crowded: dict[str, float] = {}
 
@@ -102,24 +102,20 @@ class Versions:
             )
         return await self._canaries[model].promote(self._models[model].views())
 
-    async def rollback(self, model: str) -> Json | None:
-        """The canary goes back to what all others serve; None where none is under way."""
+    async def rollback(self, model: str, version: str = "") -> Json | None:
+        """The canary goes back to what all others serve; None where none is under way, or not that
+        version's."""
         canary = self._canaries.get(model)
-        if canary is None or not canary.trying(self._models[model].views()):
+        tried = canary.tried(self._models[model].views()) if canary is not None else ""
+        if canary is None or not tried or not is_named(tried, version or tried):
             return None
         return await canary.rollback(self._models[model].views())
 
-    @contextmanager
-    def held(self, model: str) -> Iterator[None]:
-        """Gives no orders meanwhile: all are to hear an operator's word first. Else one that has
-        heard of another's refusal already would go back a second time."""
-        self._held.append(model)
-        try:
-            yield
-        finally:
-            self._held.remove(model)
-            if model in self._models:
-                self._follow_up(model)
+    def recall(self, model: str, version: str) -> None:
+        """An operator has rolled back from it: who comes later, or with it, hears that too."""
+        if (rolling := self._models.get(model)) is not None:
+            self._note(rolling.recall(model, version, "rolled back by an operator"))
+            self._follow_up(model)
 
     async def _look(self, families: list[Family]) -> None:
         now = asyncio.get_running_loop().time()
@@ -200,8 +196,6 @@ class Versions:
             self._follow_up(link.model.name)
 
     def _follow_up(self, model: str) -> None:
-        if model in self._held:
-            return
         orders, findings = self._models[model].decide(asyncio.get_running_loop().time())
         self._note(findings)
         for order in orders:
@@ -220,10 +214,12 @@ class Versions:
             # It has gone on to another version, or away; what it says next decides.
             log.info("%s was not told to %s: %s", order.replica, order.op, error)
             if model in self._models:
-                self._models[model].missed(order.replica)
+                # One that has nowhere to go back to may have later; to a swap or a refusal this
+                # says that it has only just started.
+                cannot = order.op == "rollback" and error.code == "conflict"
+                self._models[model].missed(order.replica, refused=cannot)
             return
-        said = {"swap": "swaps to", "refuse": "may not serve"}[order.op]
-        self._events.add("rollout", order.replica, f"{said} {order.version}")
+        self._events.add("rollout", order.replica, f"{SAID[order.op]} {order.version}")
 
     def _note(self, findings: Iterable[Finding]) -> None:
         for finding in findings:

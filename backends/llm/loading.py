@@ -19,7 +19,7 @@ from backends.claim import ProbeMismatch, claimed
 from backends.errors import ModelFailed
 from backends.llm.machine import Machine
 from backends.llm.text import TextModel
-from backends.reload import Stage, Target
+from backends.reload_terms import Stage, Target
 from backends.tiers import NoRoom
 
 if TYPE_CHECKING:

@@ -147,6 +147,9 @@ class LlmReplica:
     def following(self) -> Follower[LlmVersion] | None:
         return self._standing.follower
 
+    def bar(self, version: str, reason: str) -> None:
+        self._standing.bar(version, reason)
+
     # --------------------------------------------------------------------------------- its end
 
     def drain(self, reason: str) -> None:
@@ -238,8 +241,7 @@ class LlmReplica:
             ended=self._ended,
         )
         subscription = Subscription(self._config, source, loader, serving, self._events)
-        self._standing.subscription = subscription
-        subscription.start()
+        self._standing.follow(subscription)
         self.changed()
 
     def _deliver(self, outputs: list[Output]) -> None:

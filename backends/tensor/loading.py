@@ -24,7 +24,7 @@ from backends.claim import NotFinite, claimed, reason
 from backends.errors import ModelFailed
 from backends.llm.errors import BadTokenizer
 from backends.model import ServedModel, import_class
-from backends.reload import Failure, LoadFailed, Stage, Target
+from backends.reload_terms import Failure, LoadFailed, Stage, Target
 from backends.tensor.memory import Uninitialised, free, host_room, room
 from backends.tensor.probe import check_probe, warm_up
 from backends.tensor.runner import Runner

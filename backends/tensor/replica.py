@@ -131,6 +131,9 @@ class TensorReplica:
     def following(self) -> Follower[Version] | None:
         return self._standing.follower
 
+    def bar(self, version: str, reason: str) -> None:
+        self._standing.bar(version, reason)
+
     # --------------------------------------------------------------------------------- its end
 
     def drain(self, reason: str) -> None:
@@ -228,8 +231,7 @@ class TensorReplica:
 
         self._executor, self._loader = parts.executor, parts.loader
         subscription = Subscription(self._config, source, parts.loader, self, self._events)
-        self._standing.subscription = subscription
-        subscription.start()
+        self._standing.follow(subscription)
         self.changed()
 
     def _deliver(self, answers: Sequence[Answer], batch: Batch | None) -> None:

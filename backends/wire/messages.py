@@ -169,7 +169,8 @@ class Status:
     channel's generation that the replica follows. `reload` is the state of the reload protocol
     (idle, admit, load, verify, ready, swap, probation) and `reload_to` the version it loads; at
     ready it waits for `swap`. `channel` is what it follows, and `refused` are versions of it that
-    it does not serve.
+    it does not serve; `goal` is what the channel has it serve, as far as it has seen the channel,
+    and `goal_generation` the generation of that.
     `crowded` names a version that fits only in a new process, which should take this one's place.
     `slots`: batches that the replica takes at a time; of CALLs, requests that run together.
     `surfaces`: the forms of CALL that it answers; an llm that names none answers all of GENERATIVE.
@@ -194,6 +195,8 @@ class Status:
     load: dict[str, float] | None = None
     surfaces: tuple[str, ...] = ()
     crowded: str = ""
+    goal: str = ""
+    goal_generation: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

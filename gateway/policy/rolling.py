@@ -2,9 +2,9 @@
 
 Pure: what replicas say comes in with `now`, orders and findings go out. A version that no replica
 has proven yet is tried by one of them; the others follow when it has passed its probation there.
-One that did worse is refused everywhere. Invariants: of those that wait, at most one is told to
-swap at a time; nothing but a live replica's probation or trial holds up the others for longer than
-`PATIENCE_S`.
+One that did worse is refused everywhere, and one that an operator rolled back from is left by who
+comes up with it. Invariants: of those that wait, at most one is told to swap at a time; nothing but
+a live replica's probation or trial holds up the others for longer than `PATIENCE_S`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class View:
 
 
 class Order(NamedTuple):
-    """`op` "swap": go on with the version that waits; "refuse": never serve it, for `reason`."""
+    """`op` "swap": go on with the version that waits; "refuse": never serve it, for `reason`;
+    "rollback": leave it."""
 
     replica: str
     op: str
@@ -73,6 +74,7 @@ class Rolling:
         self._replicas: dict[str, _Replica] = {}
         self._proven: dict[str, None] = {}
         self._bad: dict[str, str] = {}
+        self._recalled: dict[str, None] = {}  # those of the bad that an operator rolled back from
         self._deaths: dict[str, int] = {}
         self._skewed: dict[str, float] = {}  # channel: since when its replicas differ
 
@@ -114,15 +116,24 @@ class Rolling:
             return [died]
         return [died, *self._condemn(name, version, f"{deaths} replicas died while they tried it")]
 
-    def missed(self, name: str) -> None:
-        """An order did not reach the replica, or came too late for it."""
+    def missed(self, name: str, *, refused: bool = False) -> None:
+        """An order did not reach the replica, or came too late for it; `refused`: it has said that
+        it cannot, so that it is not asked again at once."""
         if (known := self._replicas.get(name)) is not None:
             known.told = ""
-            known.refusing.clear()
+            if not refused:
+                known.refusing.clear()
+
+    def recall(self, name: str, version: str, why: str) -> list[Finding]:
+        """An operator has rolled back from it, and told who was there."""
+        self._recalled[version] = None
+        _forget(self._recalled)
+        return self._condemn(name, version, why)
 
     def forgive(self) -> None:
         """An operator has the refused tried again."""
         self._bad.clear()
+        self._recalled.clear()
         self._deaths.clear()
 
     # ----------------------------------------------------------------------------- what follows
@@ -180,12 +191,22 @@ class Rolling:
 
     def _refuse(self, now: float) -> Iterator[Order]:
         for name, known in self._replicas.items():
-            version = known.view.reload_to
-            if known.view.reload not in _LOADING or version not in self._bad:
-                continue
-            if now - known.refusing.get(version, float("-inf")) >= PATIENCE_S:
-                known.refusing = {version: now}
-                yield Order(name, "refuse", version, self._bad[version])
+            for op, version in self._wrong(known.view):
+                if now - known.refusing.get(version, float("-inf")) >= PATIENCE_S:
+                    known.refusing[version] = now
+                    _forget(known.refusing)
+                    yield Order(name, op, version, self._bad[version])
+
+    def _wrong(self, view: View) -> Iterator[tuple[str, str]]:
+        """What is bad of what it does, and what it has to be told."""
+        if not view.version:  # before it loads any of them, if it can still be told
+            yield from (("refuse", version) for version in self._bad)
+            return
+        recalled = view.version in self._recalled and view.version in self._bad
+        if recalled and view.version not in view.refused:
+            yield "rollback", view.version
+        if view.reload in _LOADING and view.reload_to in self._bad:
+            yield "refuse", view.reload_to
 
     # -------------------------------------------------------------------------------- findings
 

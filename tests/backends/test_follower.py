@@ -219,14 +219,36 @@ async def test_an_operator_rolls_back(serve, run):
     async with serve(FOLLOW, poll_s=0.02, probation_s=0) as replica:
         gateway = await Gateway.connect(replica.address)
         await gateway.state("ready")
-        frame = await gateway.control("rollback")
+        frame = await gateway.control("rollback", version=old)
         assert (frame.kind, frame.json()["code"]) == (Kind.ERROR, "conflict")
         new = put(run, 2)
         await gateway.serves(new)
         await gateway.until(lambda: gateway.statuses[-1].reload == "idle")
-        assert (await gateway.control("rollback")).kind == Kind.REPLY
-        assert (await gateway.serves(old)).state == "ready"
+        assert (gateway.statuses[-1].goal, gateway.statuses[-1].goal_generation) == (new, 2)
+        assert (await gateway.control("rollback", version=new)).kind == Kind.REPLY
+        status = await gateway.serves(old)
+        assert (status.state, status.goal, status.goal_generation) == ("ready", old, 1)
         assert await factor(gateway) == (1.0, old)
+        await gateway.close()
+
+
+async def test_an_operator_rolls_back_from_what_it_has_not_seen_yet(serve, run):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=60, probation_s=0) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        better = put(run, 2)
+        await gateway.control("reload")
+        await gateway.serves(better)
+        bad = put(run, 3)
+        assert (await gateway.control("rollback", version=bad)).kind == Kind.REPLY
+        replica._standing.follower._watching.look_again()  # as time would
+        await gateway.until(lambda: bad in gateway.statuses[-1].refused)
+        assert "operator" in named(replica, "reload.refused")[0]["reason"]
+        assert await factor(gateway) == (2.0, better)
+        await gateway.control("reload")  # an operator has it tried again
+        await gateway.serves(bad)
+        assert old not in gateway.statuses[-1].versions
         await gateway.close()
 
 
@@ -418,7 +440,7 @@ async def test_a_version_is_exchanged_in_place_and_back(serve, run):
         assert (status.reload, status.versions) == ("probation", (new,))
         assert await factor(gateway) == (2.0, new)
         assert replica._standing.serving.model.factor.data_ptr() == place
-        await gateway.control("rollback")
+        await gateway.control("rollback", version=new)
         status = await gateway.serves(old)
         assert status.versions == (old,)
         assert await factor(gateway) == (1.0, old)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from backends.checkpoint import live_leases, publish, read_channel
-from backends.reload import Failure, LoadFailed, Stage, Target
+from backends.reload_terms import Failure, LoadFailed, Stage, Target
 from backends.tensor.loading import Loader
 from backends.tensor.runner import Runner
 from backends.wire import Signature, TensorSpec

@@ -3,13 +3,15 @@ something; what is wanted last is served in the end, if it can be."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.reload import (
+from backends.reload import REMEMBERED, Reload
+from backends.reload_terms import (
     LOADING,
-    REMEMBERED,
     Begin,
     Cancel,
     Commit,
@@ -17,7 +19,6 @@ from backends.reload import (
     Note,
     Quarantine,
     Release,
-    Reload,
     Stage,
     Swap,
     Target,
@@ -207,23 +208,92 @@ def test_passing_troubles_are_tried_again_less_and_less_often():
 
 def test_an_operator_rolls_back_to_where_the_channel_was():
     reload = serving(A, B)
-    assert deeds(reload.give_up("operator", 50)) == [Begin(A)]
+    assert deeds(reload.give_up(B.version, "operator", 50)) == [Begin(A)]
+    assert reload.give_up(B.version, "operator", 50) == [], "said twice"
     assert reload.serving == B
     assert deeds(reload.loaded(A, 51)) == [Swap(A, None)]
     assert deeds(reload.swapped(A, 51)) == [Commit(A), Release(B)]
 
 
 def test_an_operator_rolls_back_in_probation():
-    assert deeds(on_probation().give_up("operator", 101)) == [Swap(A, None)]
+    assert deeds(on_probation().give_up(B.version, "operator", 101)) == [Swap(A, None)]
 
 
 def test_there_must_be_something_to_go_back_to():
     reload = serving(A)
     with pytest.raises(ValueError, match="nowhere else"):
-        reload.give_up("operator", 1)
-    assert deeds(reload.tick(2)) == []
-    with pytest.raises(ValueError, match="idle"):
-        Reload(probation_s=1).give_up("operator", 1)
+        reload.give_up(A.version, "operator", 1)
+    assert deeds(reload.tick(2)) == [] and reload.refused == []
+    reload = Reload(probation_s=1)
+    assert deeds(reload.want([A], 0)) == [Begin(A)]
+    with pytest.raises(ValueError, match="nowhere else"):
+        reload.give_up(A.version, "operator", 1)
+    assert deeds(reload.loaded(A, 2)) == [Swap(A, None)]
+
+
+def test_who_has_not_seen_it_yet_goes_no_further_back_than_the_others():
+    reload = serving(A, B)
+    assert reload.give_up(C.version, "operator", 50) == []
+    assert deeds(reload.want([C, B, A], 51)) == []
+    assert reload.serving == B and reload.refused == [C]
+    # Nor does one that has not even seen where the others go back to.
+    late = serving(A)
+    late.give_up(C.version, "operator", 50)
+    assert deeds(late.want([C, B, A], 51)) == [Begin(B)]
+    assert deeds(late.retry(52)) == [Cancel(B)], "an operator has it tried again"
+
+
+def test_what_is_barred_is_served_where_there_is_nothing_else():
+    reload = Reload(probation_s=10)
+    reload.give_up(A.version, "operator", 0)
+    assert deeds(reload.want([A], 1)) == [Begin(A)]
+    reload.failed(A, Failure.TRANSIENT, "disk", 2)
+    assert deeds(reload.want([B, A], 3)) == [Begin(B)]
+    assert reload.refused == [A]
+
+
+def test_an_operator_rolls_back_while_it_is_loaded():
+    reload = serving(A, B)
+    reload.want([C, B, A], 50)
+    assert deeds(reload.give_up(C.version, "operator", 51)) == [Cancel(C)]
+    assert deeds(reload.failed(C, Failure.CANCELLED, "", 52)) == []
+    assert reload.serving == B
+    starting = Reload(probation_s=10)
+    starting.want([B, A], 0)
+    assert deeds(starting.give_up(B.version, "operator", 1)) == [Cancel(B)]
+    assert deeds(starting.failed(B, Failure.CANCELLED, "", 2)) == [Begin(A)]
+
+
+def test_an_operator_rolls_back_from_what_serves_while_another_is_loaded():
+    reload = serving(A, B)
+    reload.want([C, B, A], 50)
+    assert deeds(reload.give_up(B.version, "operator", 51)) == [], "it goes to C already"
+    assert deeds(reload.loaded(C, 52)) == [Swap(C, None)]
+
+
+def test_an_operator_rolls_back_twice_before_the_first_is_done():
+    reload = serving(A, B, C)
+    assert deeds(reload.give_up(C.version, "operator", 50)) == [Begin(B)]
+    assert deeds(reload.give_up(B.version, "operator", 51)) == [Cancel(B)]
+    assert deeds(reload.failed(B, Failure.CANCELLED, "", 52)) == [Begin(A)]
+    with pytest.raises(ValueError, match="nowhere else"):
+        reload.give_up(A.version, "operator", 53)
+    assert deeds(reload.loaded(A, 54)) == [Swap(A, None)]
+
+
+def test_an_operator_rolls_back_while_it_is_swapped_in():
+    reload = serving(A)
+    reload.want([B, A], 50)
+    assert deeds(reload.loaded(B, 50)) == [Swap(B, A)]
+    assert deeds(reload.give_up(B.version, "operator", 51)) == []
+    assert deeds(reload.swapped(B, 52)) == [Swap(A, None)]
+    assert deeds(reload.swapped(A, 53)) == [Commit(A), Release(B)]
+    first = Reload(probation_s=10)
+    first.want([B, A], 0)
+    first.loaded(B, 0)
+    first.give_up(B.version, "operator", 1)
+    assert deeds(first.swapped(B, 2)) == [Commit(B), Begin(A)]
+    assert B.hash not in first._proven
 
 
 def test_without_probation_a_swap_commits():
@@ -320,13 +390,18 @@ def test_what_did_worse_elsewhere_is_refused_wherever_it_has_got_to():
 def test_what_is_in_service_is_not_refused():
     reload = serving(A, B)
     assert reload.refuse(B.version, "slow", 50) == [] and reload.refused == []
-    assert reload.refuse("9-unknown", "slow", 50) == []
+    assert reload.refuse(C.version, "slow", 50) == [] and reload.refused == []
+    assert deeds(reload.want([C, B, A], 51)) == [] and reload.refused == [C]
 
 
 def test_an_operator_who_rolls_back_refuses_what_waits():
     reload = steered()
-    assert deeds(reload.give_up("operator", 2)) == [Release(B)]
+    assert deeds(reload.give_up(B.version, "operator", 2)) == [Release(B)]
     assert reload.serving == A and reload.refused == [B]
+
+
+def test_what_waits_takes_the_place_of_what_is_rolled_back_at_once():
+    assert deeds(steered().give_up(A.version, "operator", 2)) == [Swap(B, None)]
 
 
 def test_a_replica_that_swaps_by_itself_is_steered_by_nobody():
@@ -389,7 +464,7 @@ events = st.lists(
         st.tuples(st.just("step"), st.sampled_from([None, None, *Failure])),
         st.tuples(st.just("wait"), st.sampled_from([0.3, 5.0, 40.0])),
         st.tuples(st.just("regress"), st.none()),
-        st.tuples(st.just("give_up"), st.none()),
+        st.tuples(st.just("give_up"), st.integers(1, 5)),
         st.tuples(st.just("steer"), st.none()),
         st.tuples(st.just("allow"), st.none()),
         st.tuples(st.just("refuse"), st.integers(1, 5)),
@@ -411,29 +486,21 @@ def test_whatever_happens_the_invariants_hold_and_the_wanted_is_served(events, k
             shell.now += value
             shell.do(shell.reload.tick(shell.now))
         elif kind == "regress":
-            before = shell.reload.serving
-            actions = shell.reload.regressed("why", shell.now)
-            if actions:
-                shell.refused.add(before.hash)
-            shell.do(actions)
+            shell.do(shell.reload.regressed("why", shell.now))
         elif kind == "steer":
             shell.do(shell.reload.steer(shell.now))
         elif kind == "allow":
             if shell.reload.stage is Stage.READY:
                 shell.do(shell.reload.allow(shell.reload.target.version))
         elif kind == "refuse":
-            actions = shell.reload.refuse(target(value).version, "why", shell.now)
-            shell.refused |= {goal.hash for goal in shell.reload.refused}
-            shell.do(actions)
+            shell.do(shell.reload.refuse(target(value).version, "why", shell.now))
         else:
-            waits = shell.reload.stage is Stage.READY
-            before = shell.reload.target if waits else shell.reload.serving
             try:
-                actions = shell.reload.give_up("why", shell.now)
+                actions = shell.reload.give_up(target(value).version, "why", shell.now)
             except ValueError:
                 continue
-            shell.refused.add(before.hash)
             shell.do(actions)
+        shell.refused |= shell.reload._refused.keys()
     for _ in range(40):  # from here on, nothing fails
         shell.step(None)
         shell.now += 50
@@ -444,3 +511,85 @@ def test_whatever_happens_the_invariants_hold_and_the_wanted_is_served(events, k
     if history and history[0].hash not in shell.refused:
         assert shell.reload.serving.hash == history[0].hash
         assert shell.reload.generation == history[0].generation
+
+
+class Fleet:
+    """Replicas of one channel that see it at different times, and operators who roll back from
+    what the one serves that has seen most."""
+
+    def __init__(self, names):
+        self.shells, self.history, self.orders = [Shell(1) for _ in range(names)], [], []
+        for _ in range(2):
+            self.publish()
+            for at, shell in enumerate(self.shells):
+                self.look(at)
+                shell.step(None)
+                shell.step(None)
+                shell.now += 10
+                shell.do(shell.reload.tick(shell.now))
+
+    def publish(self):
+        self.history.insert(0, target(len(self.history) + 1))
+
+    def look(self, at):
+        shell = self.shells[at % len(self.shells)]
+        shell.do(shell.reload.want(list(self.history), shell.now))
+
+    def roll_back(self):
+        goals = [shell.reload.goal for shell in self.shells]
+        bad = max(goals, key=lambda goal: goal.generation).version
+        told = [shell for shell in self.shells if shell.reload.goal.version == bad]
+        try:
+            for shell in told:
+                shell.do(shell.reload.give_up(bad, "why", shell.now))
+        except ValueError:
+            return  # nowhere to go back to, which all that know it say
+        self.orders.append((bad, [shell for shell in self.shells if shell not in told]))
+
+    def deliver(self, at):
+        """An order reaches another one, in whatever order."""
+        bad, left = self.orders[at % len(self.orders)]
+        shell = left.pop()
+        with suppress(ValueError):
+            shell.do(shell.reload.give_up(bad, "why", shell.now))
+        self.orders = [order for order in self.orders if order[1]]
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["publish", "look", "look", "step", "step", "wait", "back", "deliver"]),
+        st.integers(0, 5),
+    ),
+    max_size=80,
+)
+
+
+@given(moves)
+def test_all_end_where_the_operators_went_back_to_whatever_they_had_seen(moves):
+    fleet = Fleet(3)
+    for kind, at in moves:
+        shell = fleet.shells[at % 3]
+        if kind == "publish":
+            fleet.publish()
+        elif kind == "look":
+            fleet.look(at)
+        elif kind == "step":
+            shell.step(None)
+        elif kind == "wait":
+            shell.now += 5
+            shell.do(shell.reload.tick(shell.now))
+        elif kind == "back":
+            fleet.roll_back()
+        fleet.orders = [order for order in fleet.orders if order[1]]
+        if kind == "deliver" and fleet.orders:
+            fleet.deliver(at)
+    while fleet.orders:
+        fleet.deliver(0)
+    for at in range(3):
+        fleet.look(at)
+    for shell in fleet.shells:
+        for _ in range(40):
+            shell.step(None)
+            shell.now += 50
+            shell.do(shell.reload.tick(shell.now))
+    assert len({shell.reload.serving for shell in fleet.shells}) == 1

@@ -15,13 +15,13 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from backends.checkpoint import live_leases, quarantine, read_channel, read_tensors
 from backends.claim import claimed
-from backends.reload import (
+from backends.reload import Reload
+from backends.reload_terms import (
     Begin,
     Cancel,
     LoadFailed,
     Quarantine,
     Release,
-    Reload,
     Stage,
     Swap,
     Target,
@@ -129,8 +129,9 @@ class Protocol(Machine):
 
     @rule()
     def operator_rolls_back(self):
-        with suppress(ValueError):
-            self.replica.do(self.replica.reload.give_up("by hand", self.now))
+        if (bad := self.replica.reload.goal) is not None:
+            with suppress(ValueError):
+                self.replica.do(self.replica.reload.give_up(bad.version, "by hand", self.now))
 
     @rule()
     def replica_dies(self):

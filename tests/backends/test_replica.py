@@ -300,8 +300,13 @@ async def test_control(serve):
         await gateway.state("draining")
         await gateway.control("undrain")
         await gateway.state("ready")
-        for op, status in (("reload", 409), ("rollback", 409), ("fly", 501)):
-            frame = await gateway.control(op)
+        for op, status, said in (
+            ("reload", 409, {}),
+            ("rollback", 409, {"version": "1-a"}),
+            ("rollback", 400, {}),
+            ("fly", 501, {}),
+        ):
+            frame = await gateway.control(op, **said)
             assert (frame.kind, frame.json()["status"]) == (Kind.ERROR, status)
         frame = await gateway.control("reload", step=4)
         assert (frame.json()["status"], frame.json()["param"]) == (400, "step")

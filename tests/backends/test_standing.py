@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from backends.config import parse
-from backends.errors import NotReady
+from backends.errors import Conflict, NotReady
+from backends.reload_terms import Target
 from backends.standing import Standing
 
 
@@ -40,6 +41,7 @@ class Stood:
             generation=7,
             stage="load",
             loading_to="step-2",
+            goal=Target(2, "b" * 32, 7),
             channel="stable",
             refused=("step-1",),
             crowded="step-3",
@@ -125,4 +127,23 @@ def test_status_is_made_of_what_serves_and_what_is_followed(stood: Stood):
     assert (status.version, status.versions) == ("step-0", ("step-0", "step-9"))
     assert (status.generation, status.reload, status.reload_to) == (7, "load", "step-2")
     assert (status.channel, status.refused, status.crowded) == ("stable", ("step-1",), "step-3")
+    assert (status.goal, status.goal_generation) == ("2-bbbbbbbb", 7)
     assert (status.load, status.surfaces) == ({"calls": 1.0}, ("embeddings",))
+
+
+def test_what_it_must_not_serve_is_remembered_until_it_follows(stood: Stood):
+    stood.standing.bar("2-b", "it raises")
+    said: list[Any] = []
+    follower = SimpleNamespace(refuse=lambda *told: said.append(told))
+    subscription: Any = SimpleNamespace(follower=follower, start=lambda: said.append("start"))
+    stood.standing.follow(subscription)
+    assert said == [("2-b", "it raises"), "start"]
+
+
+def test_who_follows_no_channel_cannot_go_back():
+    config = parse('model = "m"\nclass = "a:B"', Path("r.toml"), {}, [])
+    standing: Standing[Any] = Standing(
+        config, lambda *said: None, lambda: None, busy_s=lambda: 0.0, work="", measure=""
+    )
+    with pytest.raises(Conflict, match="follows no channel"):
+        standing.bar("2-b", "it raises")

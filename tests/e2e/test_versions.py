@@ -163,7 +163,7 @@ async def test_a_replica_killed_as_it_goes_back_never_serves_that_version_again(
         await until("the first", lambda: versioned.at("probation"))
         killed = versioned.at("probation")
         await ask_both_slowly(versioned, group)
-        await call_replica(killed["address"], "rollback")
+        await call_replica(killed["address"], "rollback", version=bad)
         # It swaps back after the batch that runs.
         await until("it", lambda: versioned.stage(killed["name"]) == (bad, "swap", before))
         os.kill(killed["pid"], signal.SIGKILL)
@@ -217,6 +217,51 @@ async def test_an_operator_goes_back_by_one_version_at_every_replica(versioned):
         check(record)
         assert set(record.versions()) <= {before, bad}
         assert versioned.happened(f"{bad} is refused everywhere", "operator")
+
+
+async def test_all_go_back_to_one_version_whatever_each_has_seen(tmp_path):
+    """One replica looks at the channel all the time, the other one only when it is told to."""
+    served = Uneven(tmp_path)
+    served.gateway.wait_ready()
+    await until("both replicas", served.all_ready)
+    good = await asyncio.to_thread(served.publish)
+    await asyncio.to_thread(served.operate, "reload")
+    await until("the good one", lambda: served.settled(good))
+    async with steady(served.gateway.url, rate=80) as record:
+        bad = await asyncio.to_thread(served.publish)
+        await until("the quick one", lambda: served.stage("quick")[:2] == (bad, "idle"))
+        assert served.stage("late") == (good, "idle", "")
+        # From two shells at once: it is one rollback.
+        await asyncio.gather(*(asyncio.to_thread(served.operate, "rollback") for _ in range(2)))
+        await until("the version before", lambda: served.settled(good))
+        # The late one sees the channel now, in a new process even; the bad one is never served.
+        late = next(r for r in served.gateway.replicas() if r["name"] == "late")
+        os.kill(late["pid"], signal.SIGKILL)
+        await until("its death", lambda: served.happened("late", "SIGKILL"))
+        await until("the version before, anew", lambda: served.settled(good))
+        assert read_channel(Run(served.root), "stable").version == bad
+        # Twice in a row goes one further.
+        await asyncio.to_thread(served.operate, "rollback")
+        await until("the first", lambda: served.settled(served.first))
+    check(record)
+    assert set(record.versions()) <= {served.first, good, bad}
+    assert {a.version for a in record.answers if a.served_by == "late"} <= {served.first, good}
+    assert served.gateway.stop() == 0, served.gateway.log
+
+
+class Uneven(Versioned):
+    def __init__(self, folder: Path) -> None:
+        self.root, self.step = folder / "run", 1
+        self.first = self.version = publish_stamp(self.root, 1)
+        options = {"probation_s": 0.2}
+        quick = replica_file(folder, self.root, poll_s=0.05, **options)
+        late = replica_file(folder, self.root, file="late.toml", poll_s=60.0, **options)
+        self.gateway = GatewayProcess(
+            folder,
+            '[[models]]\nname = "stamp"\n'
+            f'[[models.replicas]]\nname = "quick"\nspawn = "{quick}"\n'
+            f'[[models.replicas]]\nname = "late"\nspawn = "{late}"\n',
+        )
 
 
 async def test_a_version_that_fails_its_probe_is_served_by_nobody(versioned):

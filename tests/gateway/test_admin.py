@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
+import signal
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -77,9 +80,71 @@ async def test_reload_and_rollback_are_asked_of_each_replica(tmp_path):
         )
         status, body = await running.ask("POST", "/models/m/rollback")
         assert status == 409 and body["code"] == "no_version"
-        assert body["error"] == (
-            "rollback failed on r-0: nothing to go back to; r-1: nothing to go back to"
+        assert body["error"] == "no replica follows a channel that has a version"
+
+
+TWO = """
+[[models]]
+name = "m"
+[[models.replicas]]
+name = "a"
+spawn = "a.toml"
+[[models.replicas]]
+name = "b"
+spawn = "b.toml"
+"""
+
+
+async def test_all_go_back_from_the_newest_that_one_has_seen(tmp_path):
+    tmp_path.joinpath("a.toml").write_text("ready 1-a 2-b 3-c\n")
+    tmp_path.joinpath("b.toml").write_text("ready 1-a 2-b\n")
+    async with admin(tmp_path, config=TWO) as running:
+        ask, path = running.ask, "/models/m/rollback"
+
+        def went(body):
+            return body["from"], {n: r["version"] for n, r in body["replicas"].items()}
+
+        # Two operators at once mean the same version.
+        both = await asyncio.gather(ask("POST", path), ask("POST", path))
+        assert [status for status, _ in both] == [200, 200]
+        assert went(both[0][1]) == ("3-c", {"a": "2-b", "b": "2-b"})
+        refused = (await running.status())["models"][0]["rollout"]["refused"]
+        assert refused == {"3-c": "rolled back by an operator"}
+        status, body = await ask("POST", path, json={"version": "2"})
+        assert went(body) == ("2-b", {"a": "1-a", "b": "1-a"})
+        status, body = await ask("POST", path)
+        assert (status, body["error"]) == (
+            409,
+            "rollback failed on a: nothing to go back to; b: nothing to go back to",
         )
+        for sent, said in (
+            ({"json": {"version": "9"}}, "known: 1-a"),
+            ({"json": {"version": 2}}, '{"version": "NAME"}'),
+            ({"json": {"step": "2"}}, '{"version": "NAME"}'),
+            ({"data": "{"}, "not JSON"),
+        ):
+            status, body = await ask("POST", path, **sent)
+            assert status in (400, 409) and said in body["error"]
+
+
+async def test_who_is_away_at_a_rollback_is_told_when_it_comes(tmp_path):
+    tmp_path.joinpath("a.toml").write_text("ready 1-a 2-b\n")
+    tmp_path.joinpath("b.toml").write_text("ready 1-a 2-b\n")
+    async with admin(tmp_path, config=TWO) as running:
+        replicas = running.supervisor.replicas
+        tmp_path.joinpath("b.toml").write_text("die for now\n")
+        os.kill(replicas["b"].child.pid, signal.SIGKILL)
+        await until(lambda: replicas["b"].child.restarts)
+        status, body = await running.ask("POST", "/models/m/rollback")
+        assert (status, body["from"], body["replicas"]["a"]["version"]) == (200, "2-b", "1-a")
+        assert "cannot reach" in body["replicas"]["b"]["error"]
+        tmp_path.joinpath("b.toml").write_text("ready 1-a 2-b\n")
+
+        async def told():
+            events = (await running.ask("GET", "/events"))[1]["events"]
+            return any((e["name"], e["text"]) == ("b", "goes back from 2-b") for e in events)
+
+        await until(told)
 
 
 STATIC = '[[models]]\nname = "m"\n[[models.replicas]]\nname = "r"\n'

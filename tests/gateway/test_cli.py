@@ -163,6 +163,16 @@ async def test_reload_and_rollback(tmp_path, capsys):
         lines = ["r-0 has a new process", "r-1 has a new process"]
         assert capsys.readouterr().out.splitlines() == lines
         assert await command(running, "rollback", "m") == 1
+        assert "rollback: no replica follows a channel" in capsys.readouterr().err
+    tmp_path.joinpath("r.toml").write_text("ready 1-a 2-b\n")
+    async with supervised(tmp_path) as running:
+        assert await command(running, "rollback", "m", "--from", "2") == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "m goes back from 2-b",
+            "r-0: asked; serves 1-a, idle",
+            "r-1: asked; serves 1-a, idle",
+        ]
+        assert await command(running, "rollback", "m") == 1
         assert "rollback: rollback failed on r-0: nothing to go back to" in capsys.readouterr().err
 
 

@@ -157,7 +157,7 @@ async def test_an_operation_on_a_replica_and_its_status(tmp_path):
     address = f"unix:{tmp_path}/r.sock"
     assert (await call_replica(address, "reload"))["reload_to"] == "2-b"
     with pytest.raises(ControlError, match="nothing to go back to") as caught:
-        await call_replica(address, "rollback")
+        await call_replica(address, "rollback", version="1-a")
     assert caught.value.status == 409
     assert (await replica_status(address)).state == "ready"
     server.close()

@@ -433,7 +433,7 @@ async def test_versions_that_are_kept_can_be_pinned_and_rolled_back_to(serve, ru
         status = await gateway.serves(new.version)
         assert set(status.versions) == {old.version, new.version}
         assert await gateway.text(version=old.version) == (text, old.version)
-        await gateway.control("rollback")
+        await gateway.control("rollback", version=new.version)
         await gateway.serves(old.version)
         assert await gateway.text() == (text, old.version)
         await gateway.until(lambda: gateway.statuses[-1].versions == (old.version,))

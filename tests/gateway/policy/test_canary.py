@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,7 +118,9 @@ def test_a_quantile_lies_in_its_bucket(found, share):
         return
     fast = found.latency[0][1]
     assert 0 <= value <= 0.1
-    assert (value <= 0.01) == (fast >= share * found.requests)
+    # Interpolation rounds: at the bucket's very edge it may lie on either side.
+    if value != pytest.approx(0.01):
+        assert (value < 0.01) == (fast >= share * found.requests)
 
 
 @given(counts, counts)

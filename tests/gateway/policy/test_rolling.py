@@ -157,6 +157,26 @@ def test_a_version_on_which_replicas_die_again_and_again_is_refused():
     assert [(o.replica, o.op) for o in orders(rolling, 9.1)] == [("b", "refuse"), ("a", "refuse")]
 
 
+def test_who_comes_up_with_what_was_rolled_back_from_leaves_it():
+    rolling = settled("a", "b")
+    rolling.heard("a", view(NEW), 1)
+    (finding,) = rolling.recall("m", NEW, "by an operator")
+    assert finding.text == f"{NEW} is refused everywhere: by an operator"
+    assert orders(rolling, 1) == [Order("a", "rollback", NEW, "by an operator")]
+    # It said that it cannot: it is asked again, but not at once.
+    rolling.missed("a", refused=True)
+    assert orders(rolling, 2) == []
+    assert [order.op for order in orders(rolling, 1 + PATIENCE_S)] == ["rollback"]
+    rolling.missed("a")
+    assert [order.op for order in orders(rolling, 1 + PATIENCE_S)] == ["rollback"]
+    rolling.heard("a", view(NEW, "load", OLD, refused=(NEW,)), 3 + PATIENCE_S)
+    rolling.heard("b", view(reload="load", reload_to=NEW), 3 + PATIENCE_S)
+    assert orders(rolling, 4 + PATIENCE_S) == [Order("b", "refuse", NEW, "by an operator")]
+    rolling.forgive()
+    rolling.heard("c", view(NEW), 5 + PATIENCE_S)
+    assert orders(rolling, 6 + PATIENCE_S) == []
+
+
 def test_channels_are_tried_apart_but_swap_one_at_a_time():
     rolling = settled("a", "b")
     canary = view("0-x", channel="canary")
