@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import NamedTuple
 
 from backends.llm.errors import BadGrammar
@@ -15,9 +17,9 @@ DIGIT = Chars.of([(0x30, 0x39)])
 
 
 def integers(low: int | None, high: int | None) -> Form:
-    """Those from `low` to `high`; None: as far as numbers go. Raises BadGrammar for none."""
-    low = -MOST if low is None else low
-    high = MOST if high is None else high
+    """Those from `low` to `high`, as far as numbers go. Raises BadGrammar for none."""
+    low = -MOST if low is None else max(low, -MOST)
+    high = MOST if high is None else min(high, MOST)
     if low > high:
         raise BadGrammar(f"there is no integer from {low} to {high}")
     forms: list[Form] = []
@@ -29,49 +31,77 @@ def integers(low: int | None, high: int | None) -> Form:
 
 
 class Bound(NamedTuple):
-    """A whole number; `open`: it is outside itself."""
+    """`open`: it is outside itself."""
 
-    value: int
+    value: Decimal
     open: bool = False
+
+    def negated(self) -> Bound:
+        return Bound(-self.value, self.open)
+
+
+NONE = Bound(Decimal(0))
 
 
 def numbers(low: Bound | None, high: Bound | None) -> Form:
-    """Decimals from `low` to `high`, fractions included; None: as far as a fraction is told from a
-    whole, and whole numbers beyond. Raises BadGrammar for none."""
-    least, most = low or Bound(-WIDE), high or Bound(WIDE)
+    """Decimals from `low` to `high`, fractions included where a fraction is told from a whole, and
+    whole numbers beyond; None: as far as numbers go. Raises BadGrammar for none."""
+    least, most = low or Bound(Decimal(-MOST)), high or Bound(Decimal(MOST))
     forms: list[Form] = []
     if least.value < 0:
-        top = Bound(0, True) if most.value >= 0 else Bound(-most.value, most.open)
-        forms += [
-            Series((Text("-"), form)) for form in _decimals(top, Bound(-least.value, least.open))
-        ]
+        top = most.negated() if most.value < 0 else Bound(Decimal(0), True)
+        forms += [Series((Text("-"), form)) for form in _decimals(top, least.negated())]
     if most.value >= 0:
-        forms += _decimals(Bound(0) if least.value < 0 else least, most)
-    if high is None:
-        forms.append(integers(max(WIDE, least.value) + 1, None))
-    if low is None:
-        forms.append(integers(None, min(-WIDE, most.value) - 1))
+        forms += _decimals(NONE if least.value < 0 else least, most)
     if not forms:
         raise BadGrammar(f"there is no number from {least.value} to {most.value}")
     return Either(tuple(forms))
 
 
 def _decimals(low: Bound, high: Bound) -> list[Form]:
-    """Those of 0 and more."""
-    begin = low.value + low.open
+    """Those of 0 and more, by their units of the last digit of a fraction."""
+    unit = 10**FRACTION
+    first, last = math.ceil(low.value * unit), math.floor(high.value * unit)
+    first += low.open and first == low.value * unit
+    last -= high.open and last == high.value * unit
+    forms = _fractions(first, min(last, WIDE * unit - 1))
+    begin, end = max(-(-first // unit), WIDE), min(last // unit, MOST)
+    return [*forms, _natural(begin, end)] if begin <= end else forms
+
+
+def _fractions(first: int, last: int) -> list[Form]:
+    """From so many units to so many."""
+    if first > last:
+        return []
+    unit = 10**FRACTION
+    (low, above), (high, below) = divmod(first, unit), divmod(last, unit)
+    if low == high:
+        return _parts(low, above, below)
     forms: list[Form] = []
-    if low.open and low.value < high.value:
-        forms.append(Series((Text(str(low.value)), _PART)))
-    if begin < high.value:
-        forms.append(Series((_natural(begin, high.value - 1), Times(_ANY_PART, 0, 1))))
-    if begin <= high.value and not high.open:
-        forms.append(Text(str(high.value)))
+    if above:
+        forms += _parts(low, above, unit - 1)
+        low += 1
+    if below < unit - 1:
+        forms += _parts(high, 0, below)
+        high -= 1
+    if low <= high:
+        forms.append(Series((_natural(low, high), Times(_ANY_PART, 0, 1))))
+    return forms
+
+
+def _parts(whole: int, least: int, most: int) -> list[Form]:
+    """Numbers of that whole, with fractions from `least` to `most` units."""
+    forms: list[Form] = [] if least else [Text(str(whole))]
+    for size in range(1, FRACTION + 1):
+        step = 10 ** (FRACTION - size)
+        low, high = -(-least // step), most // step
+        if low <= high:
+            digits = _same_length(f"{low:0{size}}", f"{high:0{size}}")
+            forms.append(Series((Text(f"{whole}."), digits)))
     return forms
 
 
 _ANY_PART = Series((Text("."), Times(DIGIT, 1, FRACTION)))
-# Not zero.
-_PART = Series((Text("."), Times(DIGIT, 0, FRACTION - 1), Chars.of([(0x31, 0x39)])))
 
 
 def _natural(low: int, high: int) -> Form:

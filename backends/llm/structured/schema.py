@@ -7,7 +7,9 @@ the path of the keyword, for what cannot be enforced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -40,7 +42,7 @@ from backends.llm.structured.json_grammar import (
     escaped,
     listed,
 )
-from backends.llm.structured.numbers import WIDE, Bound, integers, numbers
+from backends.llm.structured.numbers import Bound, integers, numbers
 from backends.llm.structured.regex import parse_regex
 
 MAX_DEPTH, MAX_COUNT = 100, 10_000
@@ -266,47 +268,38 @@ def _string(schema: dict[str, Any], path: str) -> Form:
 
 
 def _integer(schema: dict[str, Any], path: str) -> Form:
-    bounds = _limits(schema, path)
-    if not bounds:
+    low, high = _limits(schema, path)
+    if low is None and high is None:
         return INTEGER
-    least = {"minimum": 0, "exclusiveMinimum": 1}
-    most = {"maximum": 0, "exclusiveMaximum": 1}
-    low = max((bounds[key] + add for key, add in least.items() if key in bounds), default=None)
-    high = min((bounds[key] - add for key, add in most.items() if key in bounds), default=None)
-    return integers(low, high)
+    return integers(
+        None if low is None else math.floor(low.value) + 1 if low.open else math.ceil(low.value),
+        None
+        if high is None
+        else math.ceil(high.value) - 1
+        if high.open
+        else math.floor(high.value),
+    )
 
 
 def _number(schema: dict[str, Any], path: str) -> Form:
-    bounds = _limits(schema, path, WIDE)
-    if not bounds:
-        return NUMBER
-    # Of equal bounds the open one is the narrower.
-    lows = [
-        Bound(bounds[key], key != "minimum")
-        for key in ("minimum", "exclusiveMinimum")
-        if key in bounds
-    ]
-    highs = [
-        Bound(bounds[key], key != "maximum")
-        for key in ("maximum", "exclusiveMaximum")
-        if key in bounds
-    ]
-    low = max(lows, default=None)
-    high = min(highs, key=lambda bound: (bound.value, not bound.open), default=None)
-    return numbers(low, high)
+    low, high = _limits(schema, path)
+    return NUMBER if low is None and high is None else numbers(low, high)
 
 
-def _limits(schema: dict[str, Any], path: str, most: int = 10**15) -> dict[str, int]:
-    bounds: dict[str, int] = {}
+def _limits(schema: dict[str, Any], path: str) -> tuple[Bound | None, Bound | None]:
+    found: dict[str, Bound] = {}
     for key in OF_TYPE["integer"] & schema.keys():
         value = schema[key]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is not int or abs(value) >= most:
-            digits = len(str(most)) - 1
-            raise BadGrammar(f"{path}/{key}: expected a whole number below 10^{digits}")
-        bounds[key] = value
-    return bounds
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise BadGrammar(f"{path}/{key}: expected a number")
+        found[key] = Bound(Decimal(repr(value)), key.startswith("exclusive"))
+    # Of equal bounds the open one is the narrower.
+    lows = [found[key] for key in ("minimum", "exclusiveMinimum") if key in found]
+    highs = [found[key] for key in ("maximum", "exclusiveMaximum") if key in found]
+    return (
+        max(lows, default=None),
+        min(highs, key=lambda bound: (bound.value, not bound.open), default=None),
+    )
 
 
 def _check_known(schema: dict[str, Any], path: str) -> None:
