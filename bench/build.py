@@ -13,7 +13,7 @@ from rich.console import Console
 from gateway import compiled
 
 # What they measure does not pass through the gateway.
-WITHOUT = frozenset({"checkpoint", "llm-gpu", "sync", "train"})
+WITHOUT = frozenset({"checkpoint", "llm-gpu", "sync", "train", "train-gpu", "train-recovery"})
 # What it measures is the Python.
 INTERPRETED = "hot-path"
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,

@@ -29,6 +29,8 @@ MODULES = {
     "failover": "bench.scenarios.failover",
     "checkpoint": "bench.scenarios.checkpoint",
     "train": "bench.scenarios.train",
+    "train-gpu": "bench.scenarios.train_gpu",
+    "train-recovery": "bench.scenarios.train_recovery",
     "sync": "bench.scenarios.sync",
     "many": "bench.scenarios.many",
     "llm": "bench.scenarios.llm",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,16 @@ def run(options: Options) -> Record:
             folder = options.folder / f"{name}-{repetition}"
             folder.mkdir(parents=True)
             if name == OURS:
-                found = _ours(task, folder)
+                found = ours(task, folder, COMMIT_EVERY)
             elif name == FLOOR:
-                found = _program(["bench.floors.train_loop", task.dump()], {})
+                found = program(["bench.floors.train_loop", task.dump()])
             else:
                 rival = TRAINERS[name]
                 if reason := rival.missing:
                     raise MeasureFailed(reason)
                 versions[rival.package] = rival.version()
                 module = ["bench.trainers.hugging_face", task.dump(), str(folder)]
-                found = _program(module, rival.env)
+                found = program(module, rival.env)
         losses[name] = sum(found["losses"][-5:]) / 5
         return task.tokens / float(found["seconds"])
 
@@ -61,18 +62,18 @@ def run(options: Options) -> Record:
     options.console.print(figures_table("one training", names, [rate]))
     for name, reason in rate.failures.items():
         options.console.print(f"{name}: {reason}", style="yellow", markup=False)
-    _check(losses)
-    ours, floor = rate.median(OURS), rate.median(FLOOR)
+    check(losses)
+    found, floor = rate.median(OURS), rate.median(FLOOR)
     goals = []
-    if ours and floor:
-        goals.append(Goal.least("against the plain loop", ours / floor, 1.0, "×"))
+    if found and floor:
+        goals.append(Goal.least("against the plain loop", found / floor, 1.0, "×"))
     return Record(
         scenario="train",
         metric=rate.metric,
         unit=rate.unit,
         higher_is_better=True,
         seed=options.seed,
-        ours=ours,
+        ours=found,
         floor=floor,
         rivals={name: rate.figure(name) for name in rivals},
         goals=goals,
@@ -87,13 +88,19 @@ def run(options: Options) -> Record:
 
 def _task(options: Options) -> Task:
     if options.quick:
-        size = {"layers": 2, "width": 128, "vocabulary": 1024, "length": 64, "steps": 200}
+        size: dict[str, Any] = {
+            "layers": 2,
+            "width": 128,
+            "vocabulary": 1024,
+            "length": 64,
+            "steps": 200,
+        }
     else:
         size = {"layers": 4, "width": 256, "vocabulary": 4096, "length": 128, "steps": 220}
     return Task(sequences=8, warm=10, seed=options.seed, **size)
 
 
-def _check(losses: dict[str, float]) -> None:
+def check(losses: dict[str, float]) -> None:
     """Raises MeasureFailed when a program did not do the same work."""
     floor = losses.get(FLOOR)
     for name, loss in losses.items():
@@ -103,7 +110,9 @@ def _check(losses: dict[str, float]) -> None:
             )
 
 
-def _ours(task: Task, folder: Path) -> dict[str, Any]:
+def ours(task: Task, folder: Path, commits: int | None) -> dict[str, Any]:
+    """`python -m trainer` with a commit after every `commits` steps, and at its end."""
+    every = "" if commits is None else f"every = {min(commits, task.steps - 20)}"
     config = folder / "train.toml"
     model = "\n".join(f"{key} = {json.dumps(value)}" for key, value in task.model.items())
     config.write_text(
@@ -112,6 +121,8 @@ run = "{folder / "run"}"
 seed = {task.seed}
 steps = {task.steps}
 log_every = 1
+device = "{task.device}"
+deterministic = {str(task.device == "cpu").lower()}
 
 [model]
 class = "backends.models.decoder:Decoder"
@@ -136,9 +147,10 @@ clip = {task.clip}
 
 [compute]
 precision = "{task.precision}"
+compile = {str(task.compile).lower()}
 
 [checkpoint]
-every = {min(COMMIT_EVERY, task.steps - 20)}
+{every}
 """
     )
     _run(python("-m", "trainer", config), {})
@@ -148,8 +160,8 @@ every = {min(COMMIT_EVERY, task.steps - 20)}
     return {"seconds": seconds, "losses": [steps[step]["loss"] for step in sorted(steps)]}
 
 
-def _program(module: list[str], env: dict[str, str]) -> dict[str, Any]:
-    said = _run(python("-m", *module), env)
+def program(module: list[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    said = _run(python("-m", *module), dict(env or {}))
     found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return found
 

@@ -1,4 +1,4 @@
-"""What `train` compares: the same model, data and steps in three programs.
+"""What `train` and `train-gpu` compare: the same model, data and steps in three programs.
 
 Owns the task, so that they cannot differ, and the form of what a program says: one JSON line with
 the seconds of each step after the first few, and the losses.
@@ -14,7 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`sequences` of `length` tokens make a step; the first `warm` steps are not measured."""
+    """`sequences` of `length` tokens make a step; the first `warm` are not measured. `head` is the
+    width of an attention head."""
 
     layers: int
     width: int
@@ -28,6 +29,9 @@ class Task:
     lr: float = 1e-3
     weight_decay: float = 0.1
     clip: float = 1.0
+    head: int = 64
+    device: str = "cpu"
+    compile: bool = False
 
     @property
     def model(self) -> dict[str, Any]:
@@ -38,8 +42,8 @@ class Task:
             "hidden_size": self.width,
             "intermediate_size": 3 * self.width,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.width // 64,
-            "num_key_value_heads": self.width // 64,
+            "num_attention_heads": self.width // self.head,
+            "num_key_value_heads": self.width // self.head,
             "max_position_embeddings": self.length,
             "tie_word_embeddings": True,
         }

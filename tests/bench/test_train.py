@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.floors import train_loop
-from bench.scenarios.train import _check
+from bench.scenarios.train import check
 from bench.series import MeasureFailed
 from bench.trainers import Task
 from bench.trainers.data import HELD_OUT, Sequences, sequences
@@ -38,6 +38,6 @@ def test_every_program_has_the_same_data():
 
 
 def test_a_program_that_did_less_is_found():
-    _check({"floor": 2.0, "penstock": 2.1, "hf-trainer": 1.9})
+    check({"floor": 2.0, "penstock": 2.1, "hf-trainer": 1.9})
     with pytest.raises(MeasureFailed, match=r"penstock ends with a loss of 3\.000"):
-        _check({"floor": 2.0, "penstock": 3.0})
+        check({"floor": 2.0, "penstock": 3.0})
