@@ -1,7 +1,8 @@
 """The tables of docs/benchmarks.md, made from the records: none of them is typed by hand.
 
 Owns the blocks between `<!-- record NAME -->` and `<!-- end -->`, where NAME is a record of
-docs/records; what is around them is prose. Pure but for `reasons`, which reads a file.
+docs/records; what is around them is prose. A block `<!-- awaits NAME -->` stays as it was written
+until there is that record. Pure but for `reasons`, which reads a file.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.report.figures import Reasons, Record, command, place, table, targets
+from bench.report.figures import Reasons, Record, Table, command, place, targets
+from bench.report.subjects import tables
 
-_BLOCK = re.compile(r"<!-- record ([a-z0-9-]+) -->\n.*?<!-- end -->\n", re.DOTALL)
+_BLOCK = re.compile(r"<!-- (record|awaits) ([a-z0-9-]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 class BadDocument(Exception):
@@ -36,8 +38,10 @@ def filled(
     document. Raises BadDocument."""
 
     def block(match: re.Match[str]) -> str:
-        name = match[1]
+        kind, name = match.groups()
         if name not in records:
+            if kind == "awaits":
+                return match[0]
             raise BadDocument(f"there is no record {name!r}; there are {', '.join(records)}")
         made = markdown(records[name], why.get(name, {}), pictures.get(name, []))
         return f"<!-- record {name} -->\n{made}<!-- end -->\n"
@@ -46,12 +50,7 @@ def filled(
 
 
 def markdown(record: Record, why: Reasons, pictures: list[str]) -> str:
-    found = table(record)
-    head = ["server", *found.columns]
-    rows = [[f"**{who}**" if who == "Penstock" else who, *cells] for who, cells in found.rows]
-    text = _table(head, rows, right=1)
-    for who, reason in found.absent.items():
-        text += f"\n{who}: {reason}\n"
+    text = "\n".join(_shown(found) for found in tables(record))
     goals = targets(record, why)
     if goals:
         met = {True: "met", False: "**not met**"}
@@ -63,6 +62,17 @@ def markdown(record: Record, why: Reasons, pictures: list[str]) -> str:
     for path in pictures:
         text += f"\n![{Path(path).stem.replace('-', ' ')}]({path})\n"
     return f"\n{text}\n<sub>`{command(record)}` · {place(record)}</sub>\n\n"
+
+
+def _shown(found: Table) -> str:
+    head = [found.corner, *found.columns]
+    ours = "Penstock"
+    rows = [[f"**{who}**" if who.startswith(ours) else who, *cells] for who, cells in found.rows]
+    text = f"{found.title}\n\n" if found.title else ""
+    text += _table(head, rows, right=1)
+    for who, reason in found.absent.items():
+        text += f"\n{who}: {reason}\n"
+    return text
 
 
 def _table(head: list[str], rows: list[list[str]], *, right: int) -> str:

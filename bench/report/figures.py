@@ -17,16 +17,17 @@ Record = Mapping[str, Any]
 # Of a scenario: why a target is missed, by the target's name.
 Reasons = Mapping[str, str]
 OURS, FLOOR = "penstock", "floor"
-NAMES = {OURS: "Penstock"}
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows`: a server and its cells; `absent`: who did not run, and why."""
+    """`rows`: what `corner` says, and its cells; `absent`: who did not run, and why."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
     absent: Mapping[str, str]
+    corner: str = "server"
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,8 @@ class Target:
 def command(record: Record) -> str:
     """What makes the record again."""
     scenario = str(record["scenario"])
-    if scenario.startswith("sim-"):
-        return f"python -m bench sim {scenario.removeprefix('sim-')}"
-    return f"python -m bench run {scenario}" + (" --quick" if record["detail"].get("quick") else "")
+    what = f"sim {scenario[4:]}" if scenario.startswith("sim-") else f"run {scenario}"
+    return f"python -m bench {what}" + (" --quick" if record["detail"].get("quick") else "")
 
 
 def table(record: Record) -> Table:
@@ -51,16 +51,23 @@ def table(record: Record) -> Table:
     series = record["detail"].get("repetitions") or _own(record)
     cpu = record["detail"].get("cpu_us_per_request", {})
     memory = record["detail"].get("rss_mb", {})
-    columns = [f"{metric}, {one['unit']}" for metric, one in series.items()]
+    columns = [", ".join(filter(None, (metric, one["unit"]))) for metric, one in series.items()]
     columns += ["CPU per request, µs"] * bool(cpu) + ["memory, MB"] * bool(memory)
     rows = []
     for who in _ordered(series):
         cells = [_median(one["values"].get(who)) for one in series.values()]
         cells += [number(cpu[who]) if who in cpu else ""] * bool(cpu)
         cells += [number(memory[who]) if who in memory else ""] * bool(memory)
-        rows.append((NAMES.get(who, who), cells))
-    absent = {who: text for who, text in record["rivals"].items() if isinstance(text, str)}
-    return Table(columns, rows, absent)
+        rows.append((shown_name(who), cells))
+    return Table(columns, rows, absent(record))
+
+
+def absent(record: Record) -> dict[str, str]:
+    return {who: text for who, text in record["rivals"].items() if isinstance(text, str)}
+
+
+def shown_name(who: str) -> str:
+    return "Penstock" + who.removeprefix(OURS) if who.startswith(OURS) else who
 
 
 def _own(record: Record) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.report.figures import OURS, Reasons, Record, command, place, table, targets
+from bench.report.figures import OURS, Reasons, Record, Table, command, place, targets
+from bench.report.subjects import tables
 from bench.tables import number
 
 
@@ -86,15 +87,14 @@ def _section(entry: Entry) -> str:
     name = _text(record["scenario"])
     parts = [
         f'<section id="{name}"><h2>{name}</h2><p><code>{_text(command(record))}</code></p>',
-        _figures(record),
+        *(_figures(found) for found in tables(record)),
         _targets(entry),
     ]
     parts += [_picture(title, picture) for title, picture in entry.pictures.items()]
     return "".join([*parts, f'<p class="why">{_text(place(record))}</p></section>'])
 
 
-def _figures(record: Record) -> str:
-    found = table(record)
+def _figures(found: Table) -> str:
     head = "".join(f'<th class="n">{_text(column)}</th>' for column in found.columns)
     body = ""
     for who, cells in found.rows:
@@ -104,7 +104,9 @@ def _figures(record: Record) -> str:
     for who, reason in found.absent.items():
         wide = f'<td class="why" colspan="{len(found.columns)}">{_text(reason)}</td>'
         body += f"<tr><td>{_text(who)}</td>{wide}</tr>"
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+    title = f"<p>{_text(found.title)}</p>" if found.title else ""
+    corner = f"<th>{_text(found.corner)}</th>"
+    return f'{title}<div class="wide"><table><tr>{corner}{head}</tr>{body}</table></div>'
 
 
 def _targets(entry: Entry) -> str:

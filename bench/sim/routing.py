@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     moved = _moves(20_000 if args.quick else 200_000)
     costs = decision_us()
     print("\nto choose among 8 replicas: " + ", ".join(f"{k} {v} us" for k, v in costs.items()))
-    record = summary(results, moved, costs, args.seed)
+    record = summary(results, moved, costs, args.seed, quick=args.quick)
     for goal in record.goals:
         met = "met " if goal.met else "MISSED"
         print(f"{met} {goal.what}: {goal.found} (wanted {goal.wanted})")
@@ -149,6 +149,8 @@ def summary(
     moved: dict[str, dict[str, float]],
     costs: dict[str, float],
     seed: int,
+    *,
+    quick: bool,
 ) -> Record:
     """Geometric means over scenarios and loads. Not every rival takes part in every scenario: its
     value is ours times what it is worse in those where it does."""
@@ -180,6 +182,7 @@ def summary(
             Goal.most("session moves over the ideal, at their most", most_moved, 1.05, "x"),
         ],
         detail={
+            "quick": quick,
             "best_rival_of_each_scenario_over_ours": _geometric(
                 [ratio for result in results for ratio in result["ratios"]]
             ),

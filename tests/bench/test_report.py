@@ -82,6 +82,16 @@ def test_blocks_of_a_document_are_made_anew_and_the_prose_stays():
         filled(text, {}, {}, {})
 
 
+def test_a_block_that_awaits_its_record_is_kept_until_there_is_one():
+    text = "a\n<!-- awaits relay -->\ntyped\n<!-- end -->\nb\n"
+    assert filled(text, {}, {}, {}) == text
+    made = filled(text, {"relay": record()}, {}, {})
+    assert made.startswith("a\n<!-- record relay -->\n") and made.endswith("<!-- end -->\nb\n")
+    assert "| **Penstock** | 200 |" in made and "typed" not in made
+    with pytest.raises(BadDocument, match="'relay'"):
+        filled(made, {}, {}, {})
+
+
 def test_the_documents_tables_are_those_of_the_records():
     records = {path.stem: read(path) for path in RECORDS.glob("*.json")}
     pictures = {
