@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from math import inf, sqrt
 
-from bench.sim.batch_oracles import clairvoyant, foresightless
+from bench.sim.batch_clairvoyant import clairvoyant
+from bench.sim.batch_foresightless import foresightless
 from bench.sim.batch_rivals import Bento, Clipper, Early, Mosec, Nexus, Triton, Window
 from bench.sim.batch_rules import Greedy, Penstock
 from bench.sim.batch_workload import Cell, arrivals, knee, linear, padded

@@ -1,15 +1,23 @@
 """`python -m bench sim batching`: the production batcher against other servers' rules and oracles.
 
 Prints, per cell and load, the share of requests answered within the deadline, and last one JSON
-line. Ours learns its curves and rates in the run; rivals are tuned per load, on traces apart.
+line. Ours learns its curves and rates in the run; rivals are tuned per load, on traces apart. Each
+cell's loads are played by processes of their own, which share nothing: the figures depend on the
+seed alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +54,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first trace (default 1)")
     parser.add_argument("--cell", action="append", metavar="NAME", help="only cells of this name")
     parser.add_argument("--load", action="append", type=float, help="only this share of L1")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="P",
+        help="to share the work (default: one a core)",
+    )
     args = parser.parse_args(argv)
+    if args.processes < 1:
+        parser.error("--processes: at least 1")
     if args.plots is not None:
         from bench.sim.batch_plots import draw  # before the work: it may not be installed
     requests, tune, count = (4_000, 2_500, 3) if args.quick else (20_000, 5_000, 4)
@@ -58,11 +75,15 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     matches: list[Match] = []
     seeds = range(args.seed, args.seed + count)
+    turns = [
+        partial(play, c, x, requests, seeds, tune=tune, warm=warm) for c in cells for x in loads
+    ]
+    each = _each(turns, min(args.processes, len(turns)))
     for cell in cells:
-        played = [play(cell, load, requests, seeds, tune=tune, warm=warm) for load in loads]
+        played = list(islice(each, len(loads)))
         matches += played
         print(table(cell, played), flush=True)
-    record = summary(matches, args.seed)
+    record = summary(matches, args.seed, quick=args.quick)
     for goal in record.goals:
         print(
             f"{'met ' if goal.met else 'MISSED'} {goal.what}: {goal.found} (wanted {goal.wanted})"
@@ -74,6 +95,30 @@ def main(argv: Sequence[str]) -> int:
     if args.plots is not None:
         draw(matches, args.plots)
     return 0
+
+
+def _each(turns: Sequence[Callable[[], Match]], processes: int) -> Iterator[Match]:
+    """What each turn comes to, in order."""
+    if processes == 1:
+        yield from (turn() for turn in turns)
+        return
+    # Their matrices are small: a BLAS that shares them between cores only waits.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, initializer=_follow)
+    try:
+        yield from pool.map(_take, turns)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _take(turn: Callable[[], Match]) -> Match:
+    return turn()
+
+
+def _follow() -> None:
+    """Ctrl-C is for the parent, which ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def table(cell: Cell, matches: Sequence[Match]) -> str:
@@ -114,7 +159,7 @@ def mean_of(matches: Sequence[Match], rule: str) -> float:
     return mean([match.goodput(rule) for match in matches])
 
 
-def summary(matches: Sequence[Match], seed: int) -> Record:
+def summary(matches: Sequence[Match], seed: int, *, quick: bool) -> Record:
     """Means over cells and loads. The floor is the least rule: a free slot takes what waits."""
     names = [name for name in matches[0].outcomes if name not in (OURS, _FLOOR)]
     return Record(
@@ -127,7 +172,7 @@ def summary(matches: Sequence[Match], seed: int) -> Record:
         floor=mean_of(matches, _FLOOR),
         rivals={name: mean_of(matches, name) for name in names},
         goals=goals(matches),
-        detail={"matches": [detail(match) for match in matches]},
+        detail={"quick": quick, "matches": [detail(match) for match in matches]},
     )
 
 

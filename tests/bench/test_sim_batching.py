@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.sim.batch_clairvoyant import clairvoyant
 from bench.sim.batch_contest import OURS, half_width, play
-from bench.sim.batch_oracles import clairvoyant, foresightless
+from bench.sim.batch_foresightless import foresightless
 from bench.sim.batch_rivals import Bento, Clipper, Coin, Early, Mosec, Nexus, Triton, Window
 from bench.sim.batch_rules import Greedy, Penstock
 from bench.sim.batch_workload import Cell, arrivals, knee, linear, padded
@@ -79,6 +80,19 @@ def test_without_room_to_wait_the_foresightless_is_erlangs_loss_formula(erlangs)
     assert foresightless(erlangs / curve[1], curve, curve[1]) == pytest.approx(
         1.0 / (1.0 + erlangs), abs=0.03
     )
+
+
+@pytest.mark.parametrize(
+    ("cell", "load", "goodput"),
+    [
+        (Cell("tight", linear(8.0, 0.25, 68), 0.025), 1.0, 0.9698153226830019),
+        (Cell("small", linear(2.0, 1.0, 16), 0.010), 1.0, 0.8922336375391103),
+        (Cell("small", linear(2.0, 1.0, 16), 0.010), 1.2, 0.8164903035787086),
+    ],
+)
+def test_the_foresightless_is_what_it_was_before_anything_was_made_in_advance(cell, load, goodput):
+    found = foresightless(load * cell.capacity, cell.curve, cell.slo_s)
+    assert found == pytest.approx(goodput, rel=1e-9)
 
 
 @pytest.mark.parametrize("load", [0.7, 1.0, 1.1])
@@ -236,6 +250,16 @@ def test_the_command_prints_tables_and_one_line(capsys, tmp_path):
     assert line["ratio_best_rival"] > 1.0 < line["ratio_floor"]
     assert all(goal["met"] for goal in line["detail"]["goals"])
     assert any(text.startswith("  penstock") for text in printed)
+
+
+def test_the_figures_are_the_same_on_any_number_of_processes(capsys):
+    found = []
+    for processes in ("1", "2"):
+        chosen = ["--cell", "small", "--load", "0.3", "--load", "1.0"]
+        assert main(["sim", "batching", "--quick", *chosen, "--processes", processes]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["detail"])
+    assert found[0] == found[1]
+    assert [match["load"] for match in found[0]["matches"]] == [0.3, 1.0]
 
 
 def test_an_unknown_cell_is_named(capsys):
