@@ -154,7 +154,8 @@ compile = {str(task.compile).lower()}
 """
     )
     _run(python("-m", "trainer", config), {})
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    journal = (folder / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in journal.splitlines()]
     steps = {line["step"]: line for line in lines if line["event"] == "step"}
     seconds = steps[task.steps]["time"] - steps[task.warm]["time"]
     return {"seconds": seconds, "losses": [steps[step]["loss"] for step in sorted(steps)]}

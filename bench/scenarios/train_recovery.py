@@ -9,10 +9,10 @@ on from the newest commit, and a step that is trained twice has the same loss to
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +26,10 @@ from rich.table import Table
 from bench.record import Goal, Record
 from bench.rivals import chosen
 from bench.scenarios import Options, scenario
-from bench.series import MeasureFailed
+from bench.series import MeasureFailed, Series
 from bench.serving import ROOT, environment, python
 
+OURS = "penstock"
 RANKS = 2
 EVERY = 20  # steps between commits
 WITHIN_S = 3.0
@@ -68,24 +69,30 @@ def run(options: Options) -> Record:
         finally:
             training.close()
     wrong = differing(training.journal())
-    median = statistics.median(one.restarted_s for one in found)
+    series = [
+        Series("from the restart to the first new step", "s", False),
+        Series("from the kill to it", "s", False),
+    ]
+    for one in found:
+        series[0].values.setdefault(OURS, []).append(one.restarted_s)
+        series[1].values.setdefault(OURS, []).append(one.step_s)
+    median = series[0].median(OURS) or math.inf
     options.console.print(_table(found))
     return Record(
         scenario="train-recovery",
-        metric="from the restart to the first new step",
+        metric=series[0].metric,
         unit="s",
         higher_is_better=False,
         seed=options.seed,
         ours=median,
         goals=[
-            Goal.most("from the restart to the first new step", median, WITHIN_S, "s"),
+            Goal.most(series[0].metric, median, WITHIN_S, "s"),
             Goal.most("steps that came out otherwise the second time", len(wrong), 0, ""),
         ],
         detail={
             "kills": kills,
             "ranks": RANKS,
             "worst_s": max(one.restarted_s for one in found),
-            "from_the_kill_s": statistics.median(one.step_s for one in found),
             "recoveries": [
                 {
                     "processes_s": one.processes_s,
@@ -95,6 +102,7 @@ def run(options: Options) -> Record:
                 }
                 for one in found
             ],
+            "repetitions": {one.metric: one.to_json() for one in series},
         },
     )
 
