@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Keys with series of their own: what a scrape costs a worker, under 2 ms for so many, and a
+# Prometheus has to keep, is bounded.
+SHOWN = 1000
+LEAST_ACCOUNTS = 4096
+OTHERS = "(other)"  # no key can have this name
 _LIMITS = {
     "requests": "requests per second",
     "tokens": "tokens per minute",
@@ -171,24 +176,39 @@ class Tenants:
         self._clock, self._folder = clock, folder
         self._tally: Tally | None = None
         self._tenants: dict[str, Tenant] = {}
-        self._limits: dict[str, TenantLimits] = {}
-        self._admission = Admission(self._limits.get)
+        self._limits: dict[str, tuple[KeyConfig, TenantLimits]] = {}  # with what they are made of
+        self._parts = 1  # of the configured limits, that each worker has
+        self._admission = Admission(self._limits_of)
 
     def apply(self, keys: Sequence[KeyConfig], workers: int) -> None:
         """Tenants of removed keys stay as long as requests hold them; nobody finds them."""
-        self._limits.clear()
         for tenant in self._tenants.values():
             tenant.shared = None
         self._tenants = {key.name: self._tenant(key) for key in keys}
-        limited = [key for key in keys if limits_of(key, 1) is not None]
+        # Room for all, and for those of before that have not been forgotten yet.
+        self._admission.capacity = max(LEAST_ACCOUNTS, 2 * len(keys))
+        limited = [key for key in keys if is_limited(key)]
         tally = self._share([key.name for key in limited], workers)
+        self._parts, before = 1 if tally is not None else workers, self._parts
+        stay = self._limits if self._parts == before else {}
+        self._limits = {}
         for key in limited:
-            limits = limits_of(key, 1 if tally is not None else workers)
-            assert limits is not None
-            self._limits[key.name] = limits
+            made = stay.get(key.name)
+            if made is not None and made[0] == key:
+                self._limits[key.name] = made
             if tally is not None:
                 tenant = self._tenants[key.name]
                 tenant.shared = Share(tally, key.name, tenant.live)
+
+    def _limits_of(self, name: str) -> TenantLimits | None:
+        """Made when they are first wanted: thousands at once would keep requests waiting."""
+        made = self._limits.get(name)
+        if made is None:
+            tenant = self._tenants.get(name)
+            if tenant is None or not is_limited(tenant.config):
+                return None
+            made = self._limits[name] = tenant.config, limits_of(tenant.config, self._parts)
+        return made[1]
 
     def _share(self, names: Sequence[str], workers: int) -> Tally | None:
         """The tally of these tenants; None where there is nobody to share with."""
@@ -217,28 +237,41 @@ class Tenants:
         return 1.0 if found is None else found.weight
 
     def families(self) -> list[Family]:
-        """For /metrics; as many series as there are keys in the configuration."""
+        """For /metrics: a series for each of the first `SHOWN` keys in the configuration, and one
+        for all others together."""
         all_ = list(self._tenants.values())
         if not all_:
             return []
+        shown, others = all_[:SHOWN], all_[SHOWN:]
+        said = [(t.name, t.admitted, t.live, t.tokens) for t in shown]
+        refused = [([t.name, why], n) for t in shown for why, n in sorted(t.refused.items())]
+        if others:
+            sums = (sum(t.admitted for t in others), sum(t.live for t in others))
+            said.append((OTHERS, *sums, sum(t.tokens for t in others)))
+            whys: Counter[str] = Counter()
+            for tenant in others:
+                whys.update(tenant.refused)
+            refused += [([OTHERS, why], n) for why, n in sorted(whys.items())]
         return [
             ["penstock_tenant_requests_total", "counter", "Requests admitted, by tenant.",
-             ["tenant"], *[[[t.name], t.admitted] for t in all_]],
+             ["tenant"], *[[[name], admitted] for name, admitted, _, _ in said]],
             ["penstock_tenant_requests_live", "gauge", "Of these, not ended.",
-             ["tenant"], *[[[t.name], t.live] for t in all_]],
+             ["tenant"], *[[[name], live] for name, _, live, _ in said]],
             ["penstock_tenant_refused_total", "counter", "Requests refused, by what was reached.",
-             ["tenant", "why"],
-             *[[[t.name, why], n] for t in all_ for why, n in sorted(t.refused.items())]],
+             ["tenant", "why"], *[[labels, n] for labels, n in refused]],
             ["penstock_tenant_tokens_total", "counter", "Tokens used, by tenant.",
-             ["tenant"], *[[[t.name], round(t.tokens, 3)] for t in all_]],
+             ["tenant"], *[[[name], round(tokens, 3)] for name, _, _, tokens in said]],
         ]  # fmt: skip
 
 
-def limits_of(key: KeyConfig, workers: int) -> TenantLimits | None:
-    """One worker's part of the key's limits; None where it has none."""
+def is_limited(key: KeyConfig) -> bool:
+    limits = (key.requests_per_s, key.tokens_per_minute, key.concurrency)
+    return limits != (None, None, None)
+
+
+def limits_of(key: KeyConfig, workers: int) -> TenantLimits:
+    """One worker's part of the key's limits."""
     requests, tokens, concurrency = key.requests_per_s, key.tokens_per_minute, key.concurrency
-    if requests is None and tokens is None and concurrency is None:
-        return None
     return TenantLimits(
         requests_per_minute=None if requests is None else requests * 60.0 / workers,
         tokens_per_minute=None if tokens is None else tokens / workers,

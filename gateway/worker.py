@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ from gateway.ws import SocketLimits, WebSocketSurface
 # A replica that is up answers within a few milliseconds; nobody waits longer for one that is not.
 MEET_S = 0.5
 LAST_CALL_S = 0.05
+# What a thread beside the loop may run before the loop has its turn: it runs for one thing only, a
+# large configuration.
+TURN_S = 0.5e-3
 
 log = logging.getLogger("penstock.worker")
 
@@ -74,6 +78,7 @@ class Worker:
         self._listening = listening
         self._serving: Serving | None = None
         self._stopped = asyncio.Event()
+        self._changing = asyncio.Lock()
         self._control: ControlChannel
         self._config: GatewayConfig
 
@@ -174,11 +179,14 @@ class Worker:
 
     async def _reconfigure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The supervisor has checked it; listeners and the lane's limits stay until a restart."""
-        serving, config = self._now(), _parse(arguments)
-        serving.fleet.apply(config)
-        serving.admit.apply(config, serving.lane)
-        self._config = config
-        await serving.entrance.renew()
+        serving = self._now()
+        async with self._changing:
+            # Beside the requests: thousands of keys take half a second to read.
+            config = await asyncio.to_thread(_parse, arguments)
+            serving.fleet.apply(config)
+            serving.admit.apply(config, serving.lane)
+            self._config = config
+            await serving.entrance.renew()
         return {}
 
     async def _watch_certificates(self) -> None:
@@ -289,6 +297,7 @@ def _limits(config: GatewayConfig) -> Limits:
 def main(listen_fd: int, control_fd: int) -> int:
     """The process's entry; the supervisor passes both descriptors."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.setswitchinterval(TURN_S)
 
     async def run() -> None:
         await Worker(socket.socket(fileno=listen_fd)).run(socket.socket(fileno=control_fd))

@@ -88,14 +88,15 @@ class Admitted:
 
 
 class Admission:
-    """`limits` gives a tenant's limits, None where it has none. At most `capacity` accounts."""
+    """`limits` gives a tenant's limits, None where it has none. At most `capacity` accounts, which
+    may be changed."""
 
     def __init__(
         self, limits: Callable[[str], TenantLimits | None], *, capacity: int = 4096
     ) -> None:
         if capacity < 1:
             raise ValueError("capacity must be at least 1")
-        self._limits, self._capacity = limits, capacity
+        self._limits, self.capacity = limits, capacity
         self._accounts: dict[str, _Account] = {}
         self._shared: _Account | None = None
         self._free = _Account(TenantLimits())
@@ -150,7 +151,7 @@ class Admission:
         return account.in_flight if account is not None else 0
 
     def _open(self, tenant: str, limits: TenantLimits, now: float) -> _Account:
-        if len(self._accounts) >= self._capacity and not self._evict(now):
+        if len(self._accounts) >= self.capacity and not self._evict(now):
             # All are in use: newcomers share one account, strict but never an error.
             self._shared = self._shared or _Account(limits)
             return self._shared

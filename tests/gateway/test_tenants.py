@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gateway.config_access import KeyConfig
 from gateway.errors import Forbidden, LimitReached
 from gateway.tally import LIVE, REQUESTS, Tally
-from gateway.tenants import Tenants
+from gateway.tenants import OTHERS, SHOWN, Tenants
 
 DIGEST = ("0" * 64,)
 
@@ -163,3 +163,46 @@ class Shared(RuleBasedStateMachine):
 
 
 TestShared = Shared.TestCase
+
+
+# ----------------------------------------------------------------------------------- very many keys
+
+
+def many(count: int, **limits) -> Tenants:
+    tenants = Tenants(Clock())
+    tenants.apply([key(f"t{number}", **limits) for number in range(count)], 1)
+    return tenants
+
+
+def test_each_of_thousands_of_tenants_has_limits_of_its_own():
+    tenants = many(5000, concurrency=1)
+    assert all(admitted(tenants, f"t{number}") for number in range(5000))
+    assert not any(admitted(tenants, f"t{number}") for number in range(0, 5000, 7))
+
+
+def test_metrics_name_the_first_keys_and_count_the_others_together():
+    tenants = many(SHOWN + 3, concurrency=1)
+    for name in ("t0", f"t{SHOWN}", f"t{SHOWN + 2}", f"t{SHOWN + 2}"):
+        admitted(tenants, name)
+    by_name = {family[0]: dict(_flat(family)) for family in tenants.families()}
+    requests = by_name["penstock_tenant_requests_total"]
+    assert len(requests) == SHOWN + 1
+    assert (requests["t0",], requests["t1",], requests[OTHERS,]) == (1, 0, 2)
+    assert by_name["penstock_tenant_requests_live"][OTHERS,] == 2
+    assert by_name["penstock_tenant_refused_total"] == {(OTHERS, "concurrency"): 1}
+
+
+def _flat(family):
+    return [(tuple(labels), value) for labels, value in family[4:]]
+
+
+def test_limits_that_stay_are_not_made_anew_and_those_that_change_hold_at_once():
+    tenants = Tenants(Clock())
+    tenants.apply([key("a", concurrency=1), key("b", concurrency=1)], 1)
+    assert admitted(tenants, "a") and admitted(tenants, "b")
+    kept = tenants._limits["a"]
+    tenants.apply([key("a", concurrency=1), key("b", concurrency=2)], 1)
+    assert tenants._limits["a"] is kept
+    assert admitted(tenants, "a") is None and admitted(tenants, "b")
+    tenants.apply([key("a"), key("b", concurrency=2)], 1)
+    assert admitted(tenants, "a")  # none any more
