@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,11 @@ examples:
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.verb == "sim":
-        return int(importlib.import_module(SIMULATIONS[args.subject]).main(args.rest))
+        try:
+            return int(importlib.import_module(SIMULATIONS[args.subject]).main(args.rest))
+        except KeyboardInterrupt:
+            print(f"bench sim {args.subject}: interrupted, nothing reported", file=sys.stderr)
+            return 128 + signal.SIGINT
     return int(importlib.import_module(f"bench.cli.{args.verb}").main(args))
 
 

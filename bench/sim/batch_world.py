@@ -79,8 +79,11 @@ class World:
         self._busy_s = 0.0
 
     def run(self) -> Outcome:
-        self._next_arrival(iter(self._times))
-        self._engine.run()
+        engine = self._engine
+        for when in self._times:
+            engine.run(when)
+            self._arrive(when)
+        engine.run()
         ended = self._ran + self._dropped
         assert ended == len(self._times), "a request was lost or doubled"
         offered = len(self._times) - bisect_left(self._times, self._warm_s)
@@ -97,14 +100,7 @@ class World:
             efficiency=speed * self._cell.replicas / self._cell.capacity,
         )
 
-    def _next_arrival(self, times: object) -> None:
-        when = next(times, None)  # type: ignore[call-overload]
-        if when is not None:
-            self._engine.at(when, self._arrive, times)
-
-    def _arrive(self, times: object) -> None:
-        now = self._engine.now
-        self._next_arrival(times)
+    def _arrive(self, now: float) -> None:
         if not self._rule.arrive(Request(now, now + self._cell.slo_s), now):
             self._dropped += 1
         if self._free:
@@ -135,13 +131,14 @@ class World:
         self._fill()
 
     def _end(self, batch: list[Request], seconds: float) -> None:
-        now = self._engine.now
+        now, warm_s = self._engine.now, self._warm_s
         self._free += 1
         for request in batch:
-            if request.arrived < self._warm_s:
+            arrived = request.arrived
+            if arrived < warm_s:
                 continue
             if now <= request.deadline + 1e-9:
-                self._latencies.append(now - request.arrived)
+                self._latencies.append(now - arrived)
             else:
                 self._late += 1
         self._rule.ended(batch, seconds, now)

@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from bench.record import Goal, Record
@@ -108,6 +109,10 @@ def _each(turns: Sequence[Callable[[], Match]], processes: int) -> Iterator[Matc
     pool = ProcessPoolExecutor(processes, context, initializer=_follow)
     try:
         yield from pool.map(_take, turns)
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()  # else its turn would be awaited
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -117,8 +122,16 @@ def _take(turn: Callable[[], Match]) -> Match:
 
 
 def _follow() -> None:
-    """Ctrl-C is for the parent, which ends us."""
+    """End with the parent, however it ends; Ctrl-C is for it alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def table(cell: Cell, matches: Sequence[Match]) -> str:

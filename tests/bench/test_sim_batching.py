@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.serving import ROOT
 from bench.sim.batch_clairvoyant import clairvoyant
 from bench.sim.batch_contest import OURS, half_width, play
 from bench.sim.batch_foresightless import foresightless
@@ -266,3 +272,19 @@ def test_an_unknown_cell_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["sim", "batching", "--cell", "nowhere"])
     assert "--cell: there are heavy, knee, launch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_its_processes_end_with_it(number):
+    command = [sys.executable, "-m", "bench", "sim", "batching", "--processes", "2"]
+    # Standard error's end comes when the last of them is gone.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while len(children.read_text().split()) < 2 and run.poll() is None:
+            os.sched_yield()
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[1].decode()
+    assert run.returncode == (130 if number == signal.SIGINT else -number)
+    assert ("interrupted, nothing reported" in said) == (number == signal.SIGINT)
