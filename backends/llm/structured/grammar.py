@@ -92,13 +92,22 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """An automaton that begins in state 0. `moves[state]`: a form and the state after it; `ends`:
+    states in which the text may end."""
+
+    moves: tuple[tuple[tuple[Form, int], ...], ...]
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """What `Grammar.rules` says of that name."""
 
     name: str
 
 
-Form = Text | Chars | Series | Either | Times | Listed | Rule
+Form = Text | Chars | Series | Either | Times | Listed | Machine | Rule
 NOTHING = Text("")
 
 

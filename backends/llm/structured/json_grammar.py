@@ -16,6 +16,7 @@ from backends.llm.structured.grammar import (
     Either,
     Form,
     Grammar,
+    Machine,
     Rule,
     Series,
     Text,
@@ -83,14 +84,17 @@ def escaped(form: Form) -> Form:
     match form:
         case Chars():
             special = [code for code in [*range(0x20), 0x22, 0x5C] if form.has(code)]
-            written = [Text(_SHORT.get(code) or f"\\u{code:04x}") for code in special]
-            return Either((form.without(special), *written))
+            spelt = [Text(_SHORT.get(code) or f"\\u{code:04x}") for code in special]
+            return Either((form.without(special), *spelt))
         case Series(parts):
             return Series(tuple(map(escaped, parts)))
         case Either(parts):
             return Either(tuple(map(escaped, parts)))
         case Times(part, least, most, None):
             return Times(escaped(part), least, most)
+        case Machine(moves, ends):
+            written = tuple(tuple((escaped(part), to) for part, to in own) for own in moves)
+            return Machine(written, ends)
         case Text(""):
             return form
     raise AssertionError(f"a regex has no {form}")

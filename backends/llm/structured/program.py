@@ -7,6 +7,7 @@ respects a limit on depth never enters what it could not leave.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from backends.llm.errors import BadGrammar
@@ -17,6 +18,7 @@ from backends.llm.structured.grammar import (
     Form,
     Grammar,
     Listed,
+    Machine,
     Rule,
     Series,
     Text,
@@ -27,6 +29,8 @@ from backends.llm.structured.utf8 import utf8_ranges
 # A grammar beyond that is a mistake or an attack: building it would hold up others.
 MAX_NODES = 20_000
 NEVER = 1 << 30
+# Copies of a form that together take more are calls of a rule instead, which is slower to follow.
+MAX_COPIES = 1_000
 
 
 class Program:
@@ -43,6 +47,8 @@ class Program:
         self.calls: list[list[tuple[int, int]]] = []
         self.ends: set[int] = set()
         self._rules: dict[str, int] = {}
+        # Rules for what is repeated too often to be copied.
+        self._own: dict[str, Form] = {}
         self._to_build: list[tuple[Form, int, int]] = []
         self._grammar = grammar
         start, end = self._node(), self._node()
@@ -67,8 +73,18 @@ class Program:
             first, last = self._node(), self._node()
             self._rules[name] = first
             self.ends.add(last)
-            self._to_build.append((self._grammar.rules[name], first, last))
+            form = self._own[name] if name in self._own else self._grammar.rules[name]
+            self._to_build.append((form, first, last))
         return self._rules[name]
+
+    def _to_copy(self, form: Form, copies: int) -> Form:
+        """The form, or a rule for it, where it is to be built so often."""
+        size = _size(form)
+        if copies * size <= MAX_COPIES or size < 3:
+            return form
+        name = f"copied {len(self._own)}"
+        self._own[name] = form
+        return Rule(name)
 
     def _build(self, form: Form, start: int, end: int) -> None:
         match form:
@@ -91,6 +107,8 @@ class Program:
                 self._times(form, start, end)
             case Listed(parts, between):
                 self._listed(parts, between, start, end)
+            case Machine():
+                self._machine(form, start, end)
             case Rule(name):
                 self.calls[start].append((self._rule(name), end))
 
@@ -103,20 +121,22 @@ class Program:
             self.free[start].append(end)
 
     def _times(self, form: Times, start: int, end: int) -> None:
-        least, most, between = form.least, form.most, form.between or NOTHING
-        at = start
-        for number in range(least if most is None else most):
+        least, most = form.least, form.most
+        at, copies = start, least if most is None else most
+        part = self._to_copy(form.part, copies)
+        between = self._to_copy(form.between or NOTHING, copies)
+        for number in range(copies):
             if number >= least:
                 self.free[at].append(end)
-            at = self._one_more(form.part, between, at, first=number == 0)
+            at = self._one_more(part, between, at, first=number == 0)
         self.free[at].append(end)
         if most is None:
             # From here on it goes round: a node of its own, so that nothing else does.
             loop = self._node()
             self.free[at].append(loop)
-            after = self._one_more(form.part, between, loop, first=least == 0)
+            after = self._one_more(part, between, loop, first=least == 0)
             if least == 0 and form.between is not None:
-                again = self._one_more(form.part, between, after, first=False)
+                again = self._one_more(part, between, after, first=False)
                 self.free[again].append(after)
                 self.free[after].append(end)
             else:
@@ -133,6 +153,17 @@ class Program:
             self._build(part, middle, after)
         return after
 
+    def _machine(self, form: Machine, start: int, end: int) -> None:
+        nodes = [self._node() for _ in form.moves]
+        self.free[start].append(nodes[0])
+        number = Counter(part for moves in form.moves for part, _ in moves)
+        copies = {part: self._to_copy(part, count) for part, count in number.items()}
+        for node, moves in zip(nodes, form.moves, strict=True):
+            for part, after in moves:
+                self._build(copies[part], node, nodes[after])
+        for state in form.ends:
+            self.free[nodes[state]].append(end)
+
     def _listed(
         self, parts: Sequence[tuple[Form, bool]], between: Form, start: int, end: int
     ) -> None:
@@ -140,10 +171,10 @@ class Program:
         none, some = start, self._node()
         for part, required in parts:
             next_none, next_some = self._node(), self._node()
-            self._build(part, none, next_some)
-            middle = self._node()
-            self._build(between, some, middle)
-            self._build(part, middle, next_some)
+            entry = self._node()
+            self.free[none].append(entry)
+            self._build(between, some, entry)
+            self._build(part, entry, next_some)
             if not required:
                 self.free[none].append(next_none)
                 self.free[some].append(next_some)
@@ -180,3 +211,25 @@ class Program:
                 need[node] = least
                 waiting += before[node]
         return need
+
+
+def _size(form: Form) -> int:
+    """About how many nodes a copy takes."""
+    match form:
+        case Text(text):
+            return len(text)
+        case Chars(ranges):
+            return 1 + 8 * sum(high >= 0x80 for _, high in ranges)
+        case Series(parts) | Either(parts):
+            return sum(map(_size, parts)) + len(parts)
+        case Times(part, least, most, between):
+            one = _size(part) + (_size(between) if between is not None else 0)
+            copies = least if most is None else most
+            # Of many copies, each is a call.
+            return copies * (one if copies * one <= MAX_COPIES else 4) + one + 2
+        case Listed(parts, between):
+            return sum(_size(part) + _size(between) + 3 for part, _ in parts)
+        case Machine(moves, _):
+            return sum(len(own) + 1 for own in moves)
+        case Rule():
+            return 1

@@ -29,7 +29,6 @@ from backends.llm.structured.grammar import (
 )
 from backends.llm.structured.json_grammar import (
     BOOLEAN,
-    CHAR,
     COLON,
     COMMA,
     INTEGER,
@@ -39,18 +38,19 @@ from backends.llm.structured.json_grammar import (
     RULES,
     STRING,
     VALUE,
-    escaped,
     listed,
 )
+from backends.llm.structured.keywords import sequence, take_bounds
 from backends.llm.structured.numbers import Bound, integers, numbers
-from backends.llm.structured.regex import parse_regex
+from backends.llm.structured.strings import string_form
 
-MAX_DEPTH, MAX_COUNT = 100, 10_000
+MAX_DEPTH = 100
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # They say something to readers, and nothing of what is valid.
 ANNOTATIONS = {
     "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly",
-    "$schema", "$id", "$comment", "$defs", "definitions", "discriminator",
+    "$schema", "$id", "$anchor", "$comment", "contentMediaType", "contentEncoding",
+    "contentSchema", "$defs", "definitions", "discriminator",
 }  # fmt: skip
 OF_TYPE = {
     "object": {"properties", "required", "additionalProperties"},
@@ -59,17 +59,6 @@ OF_TYPE = {
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
 }
 KNOWN = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}.union(*OF_TYPE.values())
-_DATE, _TIME = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])", r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
-_ZONE = r"(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-FORMATS = {
-    "date": _DATE,
-    "time": _TIME + _ZONE,
-    "date-time": f"{_DATE}T{_TIME}{_ZONE}",
-    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
-    "email": r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+",
-}
 
 
 def schema_grammar(schema: Any, prefix: str = "") -> Grammar:
@@ -104,7 +93,7 @@ class _Compiler:
         if "const" in schema:
             return self._fixed([schema["const"]], schema, f"{path}/const")
         if "enum" in schema:
-            return self._fixed(_sequence(schema["enum"], f"{path}/enum"), schema, f"{path}/enum")
+            return self._fixed(sequence(schema["enum"], f"{path}/enum"), schema, f"{path}/enum")
         forms = [self._typed(kind, schema, path, depth) for kind in _types(schema, path)]
         return forms[0] if len(forms) == 1 else Either(tuple(forms))
 
@@ -115,7 +104,7 @@ class _Compiler:
             case "array":
                 return self._array(schema, path, depth)
             case "string":
-                return _string(schema, path)
+                return string_form(schema, path)
             case "integer":
                 return _integer(schema, path)
             case "number":
@@ -156,7 +145,7 @@ class _Compiler:
         raise BadGrammar(f"{path}: the references lead in a circle")
 
     def _combined(self, key: str, found: Any, path: str, depth: int) -> Form:
-        parts = _sequence(found, path)
+        parts = sequence(found, path)
         if not parts:
             raise BadGrammar(f"{path}: expected at least one schema")
         if key == "allOf" and len(parts) > 1:
@@ -208,7 +197,7 @@ class _Compiler:
         properties = schema.get("properties", {})
         if not isinstance(properties, dict):
             raise BadGrammar(f"{path}/properties: expected an object")
-        required = _sequence(schema.get("required", []), f"{path}/required")
+        required = sequence(schema.get("required", []), f"{path}/required")
         others = schema.get("additionalProperties", True)
         for name in required:
             if name not in properties:
@@ -227,8 +216,8 @@ class _Compiler:
         return listed("{", Listed(tuple(pairs), COMMA), "}")
 
     def _array(self, schema: dict[str, Any], path: str, depth: int) -> Form:
-        least, most = _bounds(schema, "minItems", "maxItems", path)
-        first = _sequence(schema.get("prefixItems", []), f"{path}/prefixItems")
+        least, most = take_bounds(schema, "minItems", "maxItems", path)
+        first = sequence(schema.get("prefixItems", []), f"{path}/prefixItems")
         items = schema.get("items", True)
         if not first:
             item = self.form(items, f"{path}/items", depth + 1)
@@ -247,24 +236,6 @@ class _Compiler:
             tail = Series((COMMA, Times(item, max(wanted, 1), more, COMMA)))
             parts.append(tail if wanted else Times(tail, 0, 1))
         return listed("[", Series(tuple(parts)) if forms else NOTHING, "]")
-
-
-def _string(schema: dict[str, Any], path: str) -> Form:
-    least, most = _bounds(schema, "minLength", "maxLength", path)
-    patterns = [key for key in ("pattern", "format") if key in schema]
-    if not patterns:
-        return Series((Text('"'), Times(CHAR, least, most), Text('"')))
-    if len(patterns) > 1 or "minLength" in schema or "maxLength" in schema:
-        raise BadGrammar(f"{path}/{patterns[0]}: not supported with another bound on the string")
-    key, value = patterns[0], schema[patterns[0]]
-    if not isinstance(value, str) or (key == "format" and value not in FORMATS):
-        known = f"one of {', '.join(FORMATS)}" if key == "format" else "a string"
-        raise BadGrammar(f"{path}/{key}: expected {known}")
-    try:
-        form = parse_regex(FORMATS[value] if key == "format" else value, search=key == "pattern")
-    except BadGrammar as error:
-        raise BadGrammar(f"{path}/{key}: {error.message}") from error
-    return Series((Text('"'), escaped(form), Text('"')))
 
 
 def _integer(schema: dict[str, Any], path: str) -> Form:
@@ -319,7 +290,7 @@ def _types(schema: dict[str, Any], path: str) -> Sequence[str]:
     if found is None:
         # What it says holds for values of one type: an answer of that type fits.
         return [kind for kind, keys in OF_TYPE.items() if keys & schema.keys()][:1] or ["any"]
-    kinds = [found] if isinstance(found, str) else _sequence(found, f"{path}/type")
+    kinds = [found] if isinstance(found, str) else sequence(found, f"{path}/type")
     for kind in kinds:
         if kind not in TYPES:
             raise BadGrammar(f"{path}/type: expected one of {', '.join(TYPES)}")
@@ -337,20 +308,3 @@ def _is(value: Any, kind: str) -> bool:
         "integer": type(value) is int,
     }
     return kinds[kind]
-
-
-def _bounds(schema: dict[str, Any], low: str, high: str, path: str) -> tuple[int, int | None]:
-    for key in (low, high):
-        value = schema.get(key, 0)
-        if type(value) is not int or not 0 <= value <= MAX_COUNT:
-            raise BadGrammar(f"{path}/{key}: expected an integer from 0 to {MAX_COUNT}")
-    least, most = schema.get(low, 0), schema.get(high)
-    if most is not None and most < least:
-        raise BadGrammar(f"{path}/{high}: it is below {low}")
-    return least, most
-
-
-def _sequence(value: Any, path: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise BadGrammar(f"{path}: expected an array")
-    return value
