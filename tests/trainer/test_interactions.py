@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import torch
 
 from trainer.data import Interactions
 from trainer.errors import BadPlugin
@@ -26,6 +27,16 @@ def ratings(tmp_path: Path) -> Path:
     path = tmp_path / "ratings.csv"
     path.write_text(CSV)
     return path
+
+
+def test_what_is_taken_again_counts_once(tmp_path: Path):
+    """Where it was taken first; and who took one item only has nothing to be asked about."""
+    (tmp_path / "taken.csv").write_text("user,item\na,x\na,y\nb,x\na,x\nb,x\na,z\na,y\n")
+    data = Interactions([str(tmp_path / "taken.csv")], again=False)
+    assert data.users == ["a"] and data.items == ["x", "y", "z"]
+    assert data.train().take(torch.arange(2))["item"].tolist() == [0, 1]
+    held_out = data.held_out().take(torch.arange(1))
+    assert held_out["item"].tolist() == [2] and held_out["seen"].tolist() == [[0, 1]]
 
 
 def test_the_last_interaction_of_each_user_is_held_out(ratings):

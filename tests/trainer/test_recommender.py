@@ -11,6 +11,7 @@ from backends.checkpoint import Run, read_channel, read_tensors
 from backends.models.two_tower import TwoTower
 from trainer.build import prepare
 from trainer.config import load
+from trainer.data import Interactions
 from trainer.errors import BadPlugin, RunMismatch
 from trainer.process import train
 from trainer.reporting import flops_per_sample
@@ -54,6 +55,52 @@ def test_it_learns_what_users_like(tmp_path: Path):
     assert found["items"].shape == (400, 8) and bool((found["scores"].diff(dim=1) <= 0).all())
     channel = read_channel(Run(tmp_path / "run"), "stable")
     assert channel is not None and manifest.evaluation["recall"] > 0.5
+
+
+def test_nobody_is_shown_what_it_has(tmp_path: Path):
+    """Each takes four of its ten; the last is held out, so that seven are left to guess it from,
+    and three guesses hit it three times in seven. With what was taken in the way, it would be
+    next to never: that is what is learnt best."""
+    generator = torch.Generator().manual_seed(0)
+    rows = ["user,item"]
+    for user in range(400):
+        four = (2 * torch.randperm(10, generator=generator)[:4] + user % 2).tolist()
+        rows += [f"u{user},i{item}" for item in (*four[:3], *four)]  # the first three twice
+    (tmp_path / "taken.csv").write_text("\n".join(rows))
+    text = CONFIG.format(folder=tmp_path).replace("top = 8", "top = 3, again = false")
+    text = text.replace("[optimizer]", "again = false\n[optimizer]").replace("0.5", "0.3")
+    path = tmp_path / "train.toml"
+    path.write_text(text)
+    assert train(load(path, {}), {}) == 0
+    manifest = Run(tmp_path / "run").manifest(120)
+    assert manifest.evaluation["recall"] > 0.3 and manifest.probe is not None
+    assert manifest.position == 120 * 256
+    model = TwoTower(users=400, items=20, width=64, top=3, again=False)
+    model.load_state_dict(read_tensors(Run(tmp_path / "run").folder(120), manifest))
+    held_out = Interactions([str(tmp_path / "taken.csv")], again=False).held_out()
+    batch = held_out.take(torch.arange(400))
+    assert batch["seen"].shape == (400, 3) and len(held_out) == 400
+    found = model.eval().infer(batch["user"][:, None], batch["seen"])["items"]
+    assert not bool((found[:, :, None] == batch["seen"][:, None, :]).any())
+    hit = (found == batch["item"][:, None]).any(1).float().mean()
+    assert float(hit) == pytest.approx(manifest.evaluation["recall"], abs=1e-6)
+
+
+def test_what_is_left_out_changes_nothing_else():
+    model = TwoTower(users=2, items=6, top=4, again=False).eval()
+    user = torch.tensor([[0], [1]])
+    whole = TwoTower(users=2, items=6, top=6).eval()
+    whole.load_state_dict(model.state_dict())
+    order = whole.infer(user)
+    found = model.infer(user, torch.tensor([[-1, -1], [0, 3]]))
+    assert torch.equal(found["items"][0], order["items"][0][:4])
+    left = [item for item in order["items"][1].tolist() if item not in (0, 3)]
+    assert found["items"][1].tolist() == left
+    none = model.infer(user, torch.arange(5).expand(2, 5))["items"]
+    assert none.tolist() == [[5, -1, -1, -1]] * 2
+    with pytest.raises(ValueError, match="seen must be from 0 to 5, or -1"):
+        model.infer(user, torch.tensor([[6], [0]]))
+    assert model.infer(user, torch.zeros(2, 0, dtype=torch.int64))["items"].shape == (2, 4)
 
 
 def write(folder: Path, users: int, steps: int, model: str) -> Path:

@@ -2,8 +2,10 @@
 
 Owns the reading of the columns and the numbers that stand for users and items; the table of them is
 published beside the weights. Samples have "user", "item" and, where a column of values is named,
-"value". Invariants: what is held out is each user's last interaction: a model is asked about the
-future, of users that it has seen. Who has a number keeps it when later interactions are added.
+"value"; where nobody takes an item again, what is held out has "seen" too: the items that its user
+had until then, filled up with -1. Invariants: what is held out is each user's last interaction: a
+model is asked about the future, of users that it has seen. Who has a number keeps it when later
+interactions are added.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trainer.data.batches import Tensors
 from trainer.data.corpus import matching
@@ -32,7 +35,8 @@ Row = tuple[str, ...]
 class Interactions:
     """`user`, `item`, `value` and `time` name columns. Without `time`, files are in order.
 
-    Users with fewer than `least` interactions are left out.
+    Users with fewer than `least` interactions are left out. `again`: whether users take an item
+    again; where not, only the first time counts, and what they had is no answer (see the model).
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Interactions:
         value: str | None = None,
         time: str | None = None,
         least: int = 2,
+        again: bool = True,
     ) -> None:
         if not isinstance(least, int) or least < 2:
             raise BadPlugin("data.config.least: expected a number from 2: one is held out")
@@ -50,6 +55,11 @@ class Interactions:
         rows = [row for file in matching(files) for row in _rows(file, names)]
         if time is not None:
             rows.sort(key=lambda row: _number(row[-1], time))
+        if not again:
+            first: dict[Row, Row] = {}
+            for row in rows:
+                first.setdefault(row[:2], row)
+            rows = list(first.values())
         user_numbers, item_numbers = _numbered(rows, least)
         rows = [row for row in rows if row[0] in user_numbers]
         if not rows:
@@ -63,13 +73,21 @@ class Interactions:
             columns["value"] = np.asarray(values, np.float32)
         last = _last(users)
         self._train, self._held_out = _taken(columns, ~last), _taken(columns, last)
+        self._again = again
         self._fingerprint = xxhash.xxh3_64_hexdigest(orjson.dumps(rows))
 
     def train(self) -> Table:
         return Table(self._train, self._fingerprint)
 
     def held_out(self) -> Table:
-        return Table(self._held_out, self._fingerprint)
+        if self._again:
+            return Table(self._held_out, self._fingerprint)
+        seen: dict[int, list[int]] = {}
+        pairs = zip(self._train["user"].tolist(), self._train["item"].tolist(), strict=True)
+        for user, item in pairs:
+            seen.setdefault(user, []).append(item)
+        rows = [torch.tensor(seen[user]) for user in self._held_out["user"].tolist()]
+        return Answers(self._held_out, self._fingerprint, rows)
 
     def counts(self) -> Mapping[str, int]:
         return {"users": len(self.users), "items": len(self.items)}
@@ -82,6 +100,21 @@ class Table(Tensors):
     def __init__(self, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
         super().__init__(tensors)
         self.fingerprint = fingerprint
+
+
+class Answers(Table):
+    """With what each sample's user had: as long as the longest of those that are taken."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], fingerprint: str, seen: Sequence[Tensor]
+    ) -> None:
+        super().__init__(tensors, fingerprint)
+        self._seen = seen
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        rows = [self._seen[index] for index in indices.tolist()]
+        seen = pad_sequence(rows, batch_first=True, padding_value=-1)
+        return {**super().take(indices), "seen": seen}
 
 
 def _rows(file: Path, names: Sequence[str]) -> Iterator[Row]:
