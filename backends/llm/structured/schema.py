@@ -53,11 +53,14 @@ ANNOTATIONS = {
     "contentSchema", "$defs", "definitions", "discriminator",
 }  # fmt: skip
 OF_TYPE = {
-    "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "object": {
+        "properties", "required", "additionalProperties", "propertyNames", "minProperties",
+        "maxProperties",
+    },
+    "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-}
+}  # fmt: skip
 KNOWN = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}.union(*OF_TYPE.values())
 
 
@@ -197,17 +200,27 @@ class _Compiler:
         properties = schema.get("properties", {})
         if not isinstance(properties, dict):
             raise BadGrammar(f"{path}/properties: expected an object")
+        others, names = schema.get("additionalProperties", True), schema.get("propertyNames", True)
+        if names is not True:
+            if properties:
+                raise BadGrammar(f"{path}/propertyNames: not supported beside properties")
+            names = self._resolved(names, f"{path}/propertyNames")
+            listed_names = names.get("enum") if isinstance(names, dict) else None
+            if isinstance(listed_names, list):
+                _alone(names, "enum", f"{path}/propertyNames", "type")
+                if names.get("type", "string") != "string":
+                    raise BadGrammar(f"{path}/propertyNames/type: expected string")
+                properties = {name: others for name in listed_names if isinstance(name, str)}
         required = sequence(schema.get("required", []), f"{path}/required")
-        others = schema.get("additionalProperties", True)
-        for name in required:
-            if name not in properties:
-                raise BadGrammar(f"{path}/required: {name!r} is not among the properties")
+        for wanted in required:
+            if wanted not in properties:
+                raise BadGrammar(f"{path}/required: {wanted!r} is not among the properties")
+        least, most = take_bounds(schema, "minProperties", "maxProperties", path)
         if not properties:
-            if others is True:
-                return OBJECT
-            value = self.form(others, f"{path}/additionalProperties", depth + 1)
-            pair = Series((STRING, COLON, value))
-            return listed("{", Times(pair, between=COMMA) if others is not False else NOTHING, "}")
+            return self._map(others, names, (least, most), path, depth)
+        if least > len(required) or (most is not None and most < len(properties)):
+            word = "minProperties" if least > len(required) else "maxProperties"
+            raise BadGrammar(f"{path}/{word}: not supported where properties may be left out")
         pairs = []
         for name, inner in properties.items():
             value = self.form(inner, f"{path}/properties/{name}", depth + 1)
@@ -215,8 +228,57 @@ class _Compiler:
             pairs.append((Series((key, COLON, value)), name in required))
         return listed("{", Listed(tuple(pairs), COMMA), "}")
 
+    def _map(
+        self, others: Any, names: Any, bounds: tuple[int, int | None], path: str, depth: int
+    ) -> Form:
+        """An object of any names, or of those that `names` permits."""
+        least, most = bounds
+        if least > 1:
+            # A name may come twice, and readers take it once.
+            raise BadGrammar(f"{path}/minProperties: supported up to 1 where names are free")
+        if others is False:
+            if least:
+                raise BadGrammar(f"{path}/minProperties: no property is permitted")
+            return listed("{", NOTHING, "}")
+        if others is True and names is True and bounds == (0, None):
+            return OBJECT
+        name: Form = STRING
+        if names is not True:
+            if not isinstance(names, dict) or names.get("type", "string") != "string":
+                raise BadGrammar(f"{path}/propertyNames: expected a schema of strings")
+            name = self.form({**names, "type": "string"}, f"{path}/propertyNames", depth + 1)
+        value = self.form(others, f"{path}/additionalProperties", depth + 1)
+        return listed("{", Times(Series((name, COLON, value)), least, most, COMMA), "}")
+
+    def _distinct(self, schema: dict[str, Any], bounds: tuple[int, int | None], path: str) -> Form:
+        """An array without equal items: those of an enum, in its order."""
+        items = self._resolved(schema.get("items"), f"{path}/items")
+        values = items.get("enum") if isinstance(items, dict) else None
+        if "prefixItems" in schema or not isinstance(values, list):
+            raise BadGrammar(f"{path}/uniqueItems: supported only where the items are an enum's")
+        kept: list[Any] = []
+        for value in values:
+            if all(unions.differ([{"const": value}, {"const": other}]) for other in kept):
+                kept.append(value)
+        types = _types(items, f"{path}/items") if "type" in items else TYPES
+        forms = [
+            self._fixed([value], items, f"{path}/items/enum")
+            for value in kept
+            if any(_is(value, kind) for kind in types)
+        ]
+        least, most = bounds
+        if least or (most is not None and most < len(forms)):
+            key = "minItems" if least else "maxItems"
+            raise BadGrammar(f"{path}/{key}: not supported beside uniqueItems")
+        return listed("[", Listed(tuple((form, False) for form in forms), COMMA), "]")
+
     def _array(self, schema: dict[str, Any], path: str, depth: int) -> Form:
         least, most = take_bounds(schema, "minItems", "maxItems", path)
+        unique = schema.get("uniqueItems", False)
+        if not isinstance(unique, bool):
+            raise BadGrammar(f"{path}/uniqueItems: expected true or false")
+        if unique and (most is None or most > 1):
+            return self._distinct(schema, (least, most), path)
         first = sequence(schema.get("prefixItems", []), f"{path}/prefixItems")
         items = schema.get("items", True)
         if not first:

@@ -85,6 +85,9 @@ class Lists(BaseModel):
     t: tuple[int, str, bool]
     f: Color = Color.red
     m: dict[str, list[float]] = {}
+    by: dict[Color, int] = {}
+    some: Annotated[dict[str, int], Field(min_length=1, max_length=4)] = {"a": 1}
+    colors: set[Color] = set()
 
 
 MODELS = [Pet, Tree, Dates, Net, Numbers, Strings, Lists]

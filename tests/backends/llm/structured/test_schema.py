@@ -135,6 +135,24 @@ schemas = st.recursive(
 )
 
 
+def test_names_and_items_that_are_listed_or_matched():
+    made = masks({"type": "object", "propertyNames": {"enum": ["a", "b"]}, "required": ["b"],
+                  "additionalProperties": {"type": "null"}})  # fmt: skip
+    assert permits(made, '{"a":null,"b":null}') and permits(made, '{"b":null}')
+    assert not permits(made, '{"a":null}') and not permits(made, '{"c":null,"b":null}')
+    made = masks({"type": "object", "propertyNames": {"pattern": "^x[0-9]$"}, "maxProperties": 2,
+                  "minProperties": 1})  # fmt: skip
+    assert permits(made, '{"x1":1,"x2":[]}')
+    assert not permits(made, '{"y":1}') and not permits(made, "{}")
+    assert not permits(made, '{"x1":1,"x2":2,"x3":3}')
+    made = masks({"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b", "c"]}})
+    assert permits(made, '["a","c"]') and permits(made, "[]") and not permits(made, '["a","a"]')
+    made = masks({"uniqueItems": True, "items": {"type": "string", "enum": ["a", 1, "a"]}})
+    assert permits(made, '["a"]') and not permits(made, "[1]") and not permits(made, '["a","a"]')
+    made = masks({"type": "array", "uniqueItems": False, "items": {"type": "null"}})
+    assert permits(made, "[null,null]")
+
+
 def test_a_tag_is_given_though_it_has_a_default():
     made = masks(PETS)
     assert permits(made, '{"kind":"dog","of":{"kind":"wolf","of":{"kind":"cat"}}}')
@@ -250,6 +268,13 @@ def test_nesting_has_an_end_and_no_dead_end():
         ({"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]}, "#/oneOf: supported only where"),
         ({"oneOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"a": {}}}]}, "#/oneOf:"),
         ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "oneOf": [{"$ref": "#/$defs/a"}, True]}, "circle"),
+        ({"uniqueItems": True, "items": {"type": "string"}}, "#/uniqueItems: supported only"),
+        ({"uniqueItems": True, "items": {"enum": [1, 2]}, "minItems": 1}, "#/minItems: not"),
+        ({"type": "object", "minProperties": 2}, "#/minProperties: supported up to 1"),
+        ({"properties": {"a": {}, "b": {}}, "maxProperties": 1}, "#/maxProperties: not supported"),
+        ({"properties": {"a": {}}, "propertyNames": {"enum": ["a"]}}, "#/propertyNames: not"),
+        ({"type": "object", "propertyNames": {"enum": ["a"], "pattern": "b"}}, "not supported"),
+        ({"type": "object", "propertyNames": {"type": "integer"}}, "#/propertyNames: expected"),
         ({"allOf": [{}, {}]}, "#/allOf: more than one"),
         ({"anyOf": []}, "#/anyOf: expected at least one"),
         ({"enum": [1], "type": "string"}, "#/enum: no value has the type"),
