@@ -41,6 +41,7 @@ from backends.llm.structured.json_grammar import (
     listed,
 )
 from backends.llm.structured.keywords import sequence, take_bounds
+from backends.llm.structured.multiples import multiples
 from backends.llm.structured.numbers import Bound, integers, numbers
 from backends.llm.structured.strings import string_form
 
@@ -59,7 +60,9 @@ OF_TYPE = {
     },
     "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "integer": {
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    },
 }  # fmt: skip
 KNOWN = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}.union(*OF_TYPE.values())
 
@@ -301,27 +304,33 @@ class _Compiler:
 
 
 def _integer(schema: dict[str, Any], path: str) -> Form:
-    low, high = _limits(schema, path)
-    if low is None and high is None:
-        return INTEGER
-    return integers(
-        None if low is None else math.floor(low.value) + 1 if low.open else math.ceil(low.value),
-        None
-        if high is None
-        else math.ceil(high.value) - 1
-        if high.open
-        else math.floor(high.value),
-    )
+    least, most = _limits(schema, path)
+    low = high = None
+    if least is not None:
+        low = math.floor(least.value) + 1 if least.open else math.ceil(least.value)
+    if most is not None:
+        high = math.ceil(most.value) - 1 if most.open else math.floor(most.value)
+    factor = schema.get("multipleOf", 1)
+    if type(factor) not in (int, float) or factor <= 0 or not float(factor).is_integer():
+        raise BadGrammar(f"{path}/multipleOf: expected a whole number above 0")
+    if factor != 1:
+        try:
+            return multiples(int(factor), low, high)
+        except BadGrammar as error:
+            raise BadGrammar(f"{path}/multipleOf: {error.message}") from error
+    return INTEGER if low is None and high is None else integers(low, high)
 
 
 def _number(schema: dict[str, Any], path: str) -> Form:
+    if "multipleOf" in schema:
+        raise BadGrammar(f"{path}/multipleOf: supported only for integers")
     low, high = _limits(schema, path)
     return NUMBER if low is None and high is None else numbers(low, high)
 
 
 def _limits(schema: dict[str, Any], path: str) -> tuple[Bound | None, Bound | None]:
     found: dict[str, Bound] = {}
-    for key in OF_TYPE["integer"] & schema.keys():
+    for key in OF_TYPE["integer"] & schema.keys() - {"multipleOf"}:
         value = schema[key]
         if type(value) not in (int, float) or not math.isfinite(value):
             raise BadGrammar(f"{path}/{key}: expected a number")

@@ -174,6 +174,20 @@ def test_integers_between_bounds(low, size, number):
     assert permits(masks(schema), str(number)) == (low <= number <= low + size)
 
 
+@settings(max_examples=60, deadline=None)
+@given(factor=st.sampled_from([2, 5, 7, 64]), number=st.integers(-(10**6), 10**6), data=st.data())
+def test_multiples(factor, number, data):
+    number = data.draw(st.sampled_from([number, number * factor]))
+    bounds, inside = data.draw(st.sampled_from([
+        ({}, True), ({"minimum": 0}, number >= 0), ({"exclusiveMinimum": 0}, number > 0),
+        ({"maximum": 0}, number <= 0), ({"minimum": -1000, "maximum": 990}, -1000 <= number <= 990),
+        ({"minimum": -(2**53) + 1, "maximum": 2**53 - 1}, True),
+    ]))  # fmt: skip
+    made = masks({"type": "integer", "multipleOf": factor, **bounds})
+    assert permits(made, str(number)) == (inside and number % factor == 0)
+    assert not permits(made, f"0{abs(number)}")
+
+
 def test_bounds_beyond_what_every_reader_takes():
     """Those of zod's safe integers, and those of 64 bits."""
     made = masks({"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1})
@@ -254,7 +268,11 @@ def test_nesting_has_an_end_and_no_dead_end():
         ({"type": "integer", "minimum": "1"}, "#/minimum: expected a number"),
         ({"prefixItems": [True], "items": False, "minItems": 2}, "#/minItems: there are only 1"),
         ({"type": "integer", "minimum": 2, "maximum": 1}, "no integer from 2 to 1"),
-        ({"type": "integer", "multipleOf": 2}, "#/multipleOf: this keyword"),
+        ({"type": "number", "multipleOf": 0.25}, "#/multipleOf: supported only for integers"),
+        ({"type": "integer", "multipleOf": 0.5}, "#/multipleOf: expected a whole number"),
+        ({"type": "integer", "multipleOf": 101}, "#/multipleOf: supported up to 100"),
+        ({"type": "integer", "multipleOf": 5, "minimum": 7}, "#/multipleOf: with bounds other"),
+        ({"multipleOf": 5, "minimum": 6, "maximum": 9}, "#/multipleOf: there is no multiple"),
         ({"type": "string", "format": "iri"}, "#/format: expected one of date"),
         ({"type": "string", "pattern": "(?=x)"}, "#/pattern: look-around"),
         ({"type": "string", "pattern": "^a{4}", "maxLength": 3}, "#/pattern: no text with so"),
