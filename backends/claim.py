@@ -61,10 +61,13 @@ def claimed(
         return make(manifest), lease
     except BaseException as error:  # a model's module may even raise SystemExit
         lease.release()
-        raise LoadFailed(_failure(error), reason(error)) from error
+        raise LoadFailed(failure(error), reason(error)) from error
 
 
-def _failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> Failure:
+    """What follows of it."""
+    if isinstance(error, LoadFailed):
+        return error.failure
     if isinstance(error, Cancelled):
         return Failure.CANCELLED
     if isinstance(error, Corrupt | Incomplete | BadRecord | WrongWeights):
@@ -79,6 +82,6 @@ def _failure(error: BaseException) -> Failure:
 
 
 def reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointError | BackendError | NoRoom):
+    if isinstance(error, CheckpointError | BackendError | NoRoom | LoadFailed):
         return str(error)
     return ModelFailed.raised(error).message

@@ -59,6 +59,8 @@ def build(
     ) -> Network | Twin:
         nonlocal held
         limit_threads(config)
+        if crew is not None:
+            crew.wait(cancelled)  # else memory is counted that is about to be free
         reading = Reading(folder, manifest, config.weights, str(device), config.page_size, rate)
         shape = f"{reading.decoder} {reading.dtype}"
         alike = shapes.alike(manifest.version, shape, machine.serving)

@@ -97,7 +97,13 @@ def read_twin(reading: Reading, cancelled: Callable[[], bool]) -> Network:
     return _filled(network, reading, cancelled)
 
 
-def read_part(reading: Reading, rank: int, world: int, group: dist.ProcessGroup) -> Network:
+def read_part(
+    reading: Reading,
+    rank: int,
+    world: int,
+    group: dist.ProcessGroup,
+    cancelled: Callable[[], bool],
+) -> Network:
     """One rank's part; ranks have devices one after the other."""
     device = torch.device(reading.device)
     if device.type == "cuda":
@@ -112,7 +118,7 @@ def read_part(reading: Reading, rank: int, world: int, group: dist.ProcessGroup)
         group=group,
         int8=reading.dtype == "int8",
     )
-    return _filled(network, reading, lambda: False)
+    return _filled(network, reading, cancelled)
 
 
 def _filled(network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]) -> Network:

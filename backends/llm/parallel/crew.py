@@ -1,8 +1,8 @@
 """Rank 0's side: the processes of the other ranks, the orders to them, and networks over all.
 
-Owns those processes. Each rank loads its own slices, beside the steps that run. Invariant: all
-ranks run the same steps in the same order; when that can no longer be so, every later step raises
-NotReady, and only new processes can serve.
+Owns those processes. Each rank loads its own slices, beside the steps that run, and one load at a
+time. Invariant: all ranks run the same steps in the same order; when that can no longer be so,
+every later step raises NotReady, and only new processes can serve.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from backends.checkpoint import Cancelled
 from backends.errors import ModelFailed, NotReady
 from backends.llm.attention import KVCache
 from backends.llm.network import Network
@@ -36,6 +37,7 @@ from backends.llm.parallel.orders import (
 )
 from backends.llm.parallel.rank import follow
 from backends.llm.step import Step
+from backends.reload_terms import Failure, LoadFailed
 
 # How often a load looks whether it is still wanted.
 _LOOK_S = 0.05
@@ -52,6 +54,8 @@ class Crew:
         self._make, self._world = make, world
         self._ordering, self._loading = threading.Lock(), threading.Lock()
         self._networks, self._lost = 0, ""
+        # By rank: loads that it has not answered yet.
+        self._under_way = dict.fromkeys(range(1, world), 0)
         store = dist.TCPStore(  # type: ignore[attr-defined]
             HOST, 0, world, True, wait_for_workers=False
         )
@@ -83,23 +87,37 @@ class Crew:
         return self._lost
 
     def load(self, request: Any, cancelled: Callable[[], bool] = lambda: False) -> Network:
-        """Every rank makes its part. From any thread, beside the steps that run. Raises
-        ModelFailed with what went wrong on another rank, and what `make` raises here."""
+        """Every rank makes its part; one that fails or is cancelled stops all. From any thread,
+        beside the steps that run. Raises LoadFailed with what went wrong on another rank, Cancelled
+        and what `make` raises here."""
         with self._loading:
+            self._wait(cancelled)
             self._networks += 1
             network = self._networks
             self.order(Load(network, request))
+            for rank in self._under_way:
+                self._under_way[rank] += 1
+            part: Network | None = None
             try:
                 assert self._group is not None
-                part = self._make(request, 0, self._world, self._group)
+                part = self._make(request, 0, self._world, self._group, cancelled)
+                self._vote(cancelled)
             except BaseException:
                 self.drop(network)
+                if part is not None:
+                    part.close()
                 raise
-            problems = self._outcomes(network, cancelled)
-            if problems:
-                self.drop(network)
-                raise ModelFailed("; ".join(problems))
             return _Whole(self, network, part)
+
+    def wait(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Until no load that was given up takes memory on any rank. Raises Cancelled."""
+        with self._loading:
+            self._wait(cancelled)
+
+    def _wait(self, cancelled: Callable[[], bool]) -> None:
+        for rank in self._under_way:
+            while self._under_way[rank] and not self._lost:
+                self._answer(rank, cancelled)
 
     def order(self, order: Order, tensor: Tensor | None = None) -> None:
         """Tell all ranks, and broadcast what goes with it. Raises NotReady where one is lost."""
@@ -146,23 +164,33 @@ class Crew:
         why = f"tensor-parallel ranks are out of step: {type(error).__name__}: {error}"
         self._lost = self._lost or why
 
-    def _outcomes(self, network: int, cancelled: Callable[[], bool]) -> list[str]:
-        """What went wrong with that load on other ranks."""
-        problems = []
-        for rank, pipe in enumerate(self._pipes, 1):
-            answer: Loaded | None = None
-            # One with another number is of a load that was given up.
-            while answer is None or answer.network != network:
+    def _vote(self, cancelled: Callable[[], bool]) -> None:
+        """Returns if all other ranks have their parts. Raises LoadFailed with what went wrong
+        there, and Cancelled."""
+        votes = {rank: self._answer(rank, cancelled) for rank in self._under_way}
+        noes = {rank: vote for rank, vote in votes.items() if vote.failure is not None}
+        if not noes:
+            return
+        kinds = {vote.failure for vote in noes.values()}
+        # Wrong bytes are wrong for everybody, whatever else is amiss elsewhere.
+        worst = Failure.CORRUPT if Failure.CORRUPT in kinds else next(iter(noes.values())).failure
+        assert worst is not None
+        text = "; ".join(f"rank {rank}: {vote.error}" for rank, vote in noes.items())
+        raise LoadFailed(worst, text)
+
+    def _answer(self, rank: int, cancelled: Callable[[], bool]) -> Loaded:
+        """To the oldest load that this rank has not answered: they are answered one by one."""
+        pipe = self._pipes[rank - 1]
+        try:
+            while not pipe.poll(_LOOK_S):
                 if cancelled():
-                    return ["another version is wanted"]
-                try:
-                    answer = pipe.recv() if pipe.poll(_LOOK_S) else None
-                except (EOFError, OSError) as error:
-                    self._lose(error)
-                    return [f"rank {rank} has ended"]
-            if answer.error:
-                problems.append(f"rank {rank}: {answer.error}")
-        return problems
+                    raise Cancelled("another version is wanted")
+            answer: Loaded = pipe.recv()
+        except (EOFError, OSError) as error:
+            self._lose(error)
+            raise ModelFailed(f"rank {rank} has ended") from error
+        self._under_way[rank] -= 1
+        return answer
 
 
 class _Whole:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from backends.llm.network import Network
 from backends.llm.step import Step
+from backends.reload_terms import Failure
 
-# (request, rank, world, group) → the rank's part of a network. A module's function: it is sent to
-# new processes by its name.
-Make = Callable[[Any, int, int, "dist.ProcessGroup"], Network]
+# (request, rank, world, group, cancelled) → the rank's part of a network. A module's function: it
+# is sent to new processes by its name.
+Make = Callable[[Any, int, int, "dist.ProcessGroup", Callable[[], bool]], Network]
 
 HOST = "127.0.0.1"
 # A rank that does not come along for so long is lost.
@@ -36,11 +37,16 @@ class Load(NamedTuple):
 
 
 class Loaded(NamedTuple):
+    """`failure`: what follows of the error, where there is one. What was read is gone then."""
+
     network: int
     error: str
+    failure: Failure | None = None
 
 
 class Drop(NamedTuple):
+    """Stops its load, where that is still under way."""
+
     network: int
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from backends.claim import failure, reason
 from backends.llm.attention import KVCache
 from backends.llm.network import Network
 from backends.llm.parallel.orders import (
@@ -64,18 +65,20 @@ class _Rank:
         self._rank, self._world, self._make = rank, world, make
         self._group, self._orders = group, orders
         self._networks: dict[int, Network] = {}
-        self._dropped: set[int] = set()
+        self._loading: dict[int, threading.Event] = {}  # set: it was given up
         self._cache: KVCache | None = None
         self._lock = threading.Lock()  # loads end on threads of their own
 
     def obey(self, order: Order) -> None:
         match order:
             case Load():
+                given_up = self._loading[order.network] = threading.Event()
                 # A daemon: a load that hangs must not outlive the replica.
-                threading.Thread(target=self._load, args=(order,), daemon=True).start()
+                threading.Thread(target=self._load, args=(order, given_up), daemon=True).start()
             case Drop():
                 with self._lock:
-                    self._dropped.add(order.network)
+                    if order.network in self._loading:
+                        self._loading[order.network].set()
                     network = self._networks.pop(order.network, None)
                 if network is not None:
                     network.close()
@@ -97,14 +100,27 @@ class _Rank:
         dist.broadcast(tensor, 0, group=self._group)
         return tensor
 
-    def _load(self, order: Load) -> None:
-        error = ""
+    def _load(self, order: Load, given_up: threading.Event) -> None:
+        answer = self._make_part(order, given_up)
+        with self._lock, suppress(OSError):  # rank 0 has ended meanwhile
+            self._orders.send(answer)
+
+    def _make_part(self, order: Load, given_up: threading.Event) -> Loaded:
+        """When it returns, there is the part or nothing: whoever waits for the answer counts memory
+        by it."""
+        network: Network | None = None
+        answer = Loaded(order.network, "")
         try:
-            network = self._make(order.request, self._rank, self._world, self._group)
+            network = self._make(
+                order.request, self._rank, self._world, self._group, given_up.is_set
+            )
         except BaseException as raised:  # rank 0 is told, and says so where it was asked
-            error = f"{type(raised).__name__}: {raised}"
+            answer = Loaded(order.network, reason(raised), failure(raised))
         with self._lock:
-            if not error and order.network not in self._dropped:
+            del self._loading[order.network]
+            if network is not None and not given_up.is_set():
                 self._networks[order.network] = network
-            with suppress(OSError):  # rank 0 has ended meanwhile
-                self._orders.send(Loaded(order.network, error))
+                network = None
+        if network is not None:
+            network.close()
+        return answer
