@@ -14,7 +14,7 @@ from rich.table import Table
 from gateway import config
 from gateway.config import ConfigError, GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.config_schema import json_schema
-from gateway.replica_files import look_into
+from gateway.replica_files import look_at
 
 
 def check(file: Path, overrides: Sequence[str]) -> int:
@@ -24,9 +24,7 @@ def check(file: Path, overrides: Sequence[str]) -> int:
         count = len(error.problems)
         print(f"{error}\n{count} {'problem' if count == 1 else 'problems'}", file=sys.stderr)
         return 2
-    findings, kinds = look_into(
-        list({(r.spawn, m.name): None for m, r in found.replicas() if r.spawn is not None})
-    )
+    findings, kinds = look_at(found)
     for finding in findings:
         print(finding, file=sys.stderr)
     wrong = sum(finding.wrong for finding in findings)

@@ -17,6 +17,7 @@ from gateway.config import ConfigError, ServerConfig
 from gateway.listening import ListenError, Listening
 from gateway.metrics import Family
 from gateway.operations import Operations
+from gateway.replica_files import look_at
 from gateway.settings import Settings
 from gateway.supervisor import AdminServer, Supervisor
 
@@ -29,7 +30,14 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"{error}\nnothing was started", file=sys.stderr)
         return 2
+    # A replica that cannot serve is worth an answer now, not a process that dies again and again.
+    looked = look_at(settings.config)
+    if wrong := [finding for finding in looked.findings if finding.wrong]:
+        print(*wrong, "nothing was started", sep="\n", file=sys.stderr)
+        return 2
     log_to_stderr(settings.config.server.log_level)
+    for finding in looked.findings:
+        log.warning("%s", finding)
     if compiled.missing():
         log.info("interpreted; after `python -m gateway compile` workers take up to twice the load")
     try:
@@ -40,7 +48,10 @@ def serve(file: Path, overrides: Sequence[str]) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    return await Supervisor(settings, open_admin, version=_version(), render=render).run()
+    supervisor = Supervisor(
+        settings, open_admin, version=_version(), render=render, look_at=look_at
+    )
+    return await supervisor.run()
 
 
 async def open_admin(

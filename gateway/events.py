@@ -46,6 +46,22 @@ def changes(
                 yield from _replica_changes(was, new)
 
 
+def failures(
+    before: list[dict[str, Any]], after: list[dict[str, Any]]
+) -> Iterator[tuple[str, str, str]]:
+    """(model, replica, reason) of each replica that has failed since, or for another reason."""
+    old = {r["name"]: r.get("reason") for m in before for r in m["replicas"] if _failed(r)}
+    for model in after:
+        for new in model["replicas"]:
+            reason = new.get("reason", "")
+            if _failed(new) and old.get(new["name"], "unheard of") != reason:
+                yield model["name"], new["name"], reason
+
+
+def _failed(replica: dict[str, Any]) -> bool:
+    return replica.get("state") == "failed"
+
+
 def _replica_changes(was: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     name = now["name"]
     if was.get("state") != now.get("state"):

@@ -7,6 +7,7 @@ and puts the workers' answers together. It starts and stops no process: the supe
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from gateway.config import GatewayConfig, ModelConfig, ReplicaConfig
 from gateway.control import ControlError, call_replica
 from gateway.counts import Counts
-from gateway.events import Events, changes
+from gateway.events import Events, changes, failures
 from gateway.metrics import Family, Ledger, gateway_families, merge
 from gateway.overview import Json, overview
 from gateway.policy.rollback import Said, Unclear, newest, resolve
@@ -31,6 +32,8 @@ REPLICA_S = 30.0
 TOLD = ("state", "version", "reload", "reload_to", "generation")
 EVENTS_SHOWN = 40
 WATCH_S = 1.0
+
+log = logging.getLogger("penstock.supervisor")
 
 T = TypeVar("T")
 Render = Callable[[list[Family]], str]
@@ -136,6 +139,8 @@ class Operations:
             after = (await self.status())["models"]
             for kind, name, text in changes(before, after):
                 self.events.add(kind, name, text)
+            for model, name, reason in failures(before, after):
+                log.error("%s cannot serve %s: %s", name, model, reason)
             before = after
 
     # ---------------------------------------------------------------------------------- switches

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.config import ConfigError, Problem, ReplicaConfig
+from gateway.config import ConfigError, GatewayConfig, Problem, ReplicaConfig
 from gateway.config_lines import key_lines, line_of
 from gateway.control import ControlError, replica_status
 from gateway.events import Events
@@ -53,6 +53,7 @@ class Fleet(Protocol):
     def spawn(self, replica: ReplicaConfig, *, beside: bool = False) -> None: ...
     def succeed(self, name: str) -> None: ...
     async def retire(self, name: str, *, grace_s: float = ...) -> None: ...
+    async def wrong(self, config: GatewayConfig, names: Container[str]) -> list[str]: ...
     async def reconfigure_workers(self) -> None: ...
 
 
@@ -167,6 +168,8 @@ class Rollout:
             for name, replica in wanted.items()
             if name in fleet.replicas and fleet.replicas[name].recipe != recipe(replica)
         ]
+        if wrong := await fleet.wrong(new.config, {r.name for r in (*added, *changed)}):
+            raise ControlError("\n".join(wrong), status=400, code="bad_config")
         for replica in added:
             fleet.spawn(replica)
         try:

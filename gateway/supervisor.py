@@ -13,7 +13,7 @@ import logging
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from typing import Any, Protocol
 
 from gateway.config import GatewayConfig, ReplicaConfig, ServerConfig
@@ -22,6 +22,7 @@ from gateway.events import Events
 from gateway.listening import Listening
 from gateway.operations import Operations, Render
 from gateway.process import Backoff, Child
+from gateway.replica_files import Looked
 from gateway.replica_process import ReplicaProcess
 from gateway.rollout import BESIDE, Rollout
 from gateway.runtime import RuntimeFolder
@@ -45,11 +46,13 @@ class AdminServer(Protocol):
 
 # Called when the workers have been started: what it imports must not delay them. So is `render`,
 # of metrics.
+LookAt = Callable[[GatewayConfig, Container[str]], Looked]
 OpenAdmin = Callable[[Operations, Listening, ServerConfig], Awaitable[AdminServer]]
 
 
 class Supervisor:
-    """Raises ListenError where an address cannot be had. `run` once, on the loop that made it."""
+    """Raises ListenError where an address cannot be had. `run` once, on the loop that made it.
+    `look_at` finds what is wrong with replicas that are not started yet; it may take a while."""
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Supervisor:
         render: Render,
         worker_command: Sequence[str] = WORKER_COMMAND,
         replica_command: Sequence[str] = REPLICA_COMMAND,
+        look_at: LookAt | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.settings, self.state = settings, "starting"
@@ -67,6 +71,7 @@ class Supervisor:
         self.events = Events()
         self._rng = rng or random.Random()
         self._open_admin, self._replica_command = open_admin, replica_command
+        self._look_at = look_at
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._forced = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -217,6 +222,13 @@ class Supervisor:
     async def reread(self) -> list[str]:
         return await self._rollout.run()
 
+    async def wrong(self, config: GatewayConfig, names: Container[str]) -> list[str]:
+        """What is wrong with the spawned replicas of these names, without starting them."""
+        if self._look_at is None:
+            return []
+        looked = await asyncio.to_thread(self._look_at, config, names)
+        return [str(finding) for finding in looked.findings if finding.wrong]
+
     def _keep(self, child: Child) -> None:
         task = asyncio.get_running_loop().create_task(child.run(), name=child.name)
         self._children[child] = task
@@ -240,8 +252,11 @@ class Supervisor:
 
     def _report_death(self, kind: str, name: str, child: Child, how: str, wait_s: float) -> None:
         when = f"again in {wait_s:.1f} s" if wait_s else "again at once"
-        log.warning("%s %s; it is started %s", name, how, when)
-        self.events.add(f"{kind}_died", name, f"{how}; started {when}")
+        # By itself it ends for a reason, and says it last; what is killed has said something else.
+        told = how.startswith("exited") and child.said and not child.said.startswith("{")
+        why = f" ({child.said})" if told else ""
+        log.error("%s %s%s; it is started %s", name, how, why, when)
+        self.events.add(f"{kind}_died", name, f"{how}{why}; started {when}")
 
     # --------------------------------------------------------------------------- for its workers
 

@@ -1,8 +1,8 @@
 """What replicas have died with: which request is to be tried alone, and which no more for a while.
 
 Owns a bounded memory of requests, by a digest of what they ask for, so that one that is sent again
-by its client is known. Reads no clock. Invariants: nobody is convicted of fewer than `DEADLY` deaths,
-nor without having been alone at `ALONE` of them and at the last; every sentence ends.
+by its client is known. Reads no clock. Invariants: nobody is convicted of fewer than `DEADLY`
+deaths, nor without having been alone at `ALONE` of them and at the last; every sentence ends.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ class Supervised:
 
 
 @contextlib.asynccontextmanager
-async def supervised(folder, config=MODEL, server="", worker_flags=(), ready=True, head=SERVER):
+async def supervised(
+    folder, config=MODEL, server="", worker_flags=(), ready=True, head=SERVER, look_at=None
+):
     folder.joinpath("serve.toml").write_text(head + server + config)
     if not folder.joinpath("r.toml").exists():
         folder.joinpath("r.toml").write_text("ready\n")
@@ -81,6 +83,7 @@ async def supervised(folder, config=MODEL, server="", worker_flags=(), ready=Tru
         render=render,
         worker_command=(*FAKE_WORKER, *worker_flags),
         replica_command=FAKE_REPLICA,
+        look_at=look_at,
     )
     task = asyncio.create_task(supervisor.run())
     running = Supervised(folder, supervisor, task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.events import KEPT, Events, changes
+from gateway.events import KEPT, Events, changes, failures
 
 
 def test_events_are_numbered_dated_and_bounded():
@@ -44,3 +44,12 @@ def test_no_change_and_new_replicas_are_no_events():
     assert list(changes(models(), models())) == []
     assert list(changes([], models())) == []
     assert list(changes(models(), models(version=""))) == []
+
+
+def test_a_failure_is_told_once_for_each_reason_and_of_new_replicas_too():
+    failed = models(state="failed", reason="no memory")
+    assert list(failures([], failed)) == [("m", "r", "no memory")]
+    assert list(failures(models(), failed)) == [("m", "r", "no memory")]
+    assert list(failures(failed, failed)) == []
+    assert list(failures(failed, models(state="failed", reason="no GPU"))) == [("m", "r", "no GPU")]
+    assert list(failures(failed, models())) == []

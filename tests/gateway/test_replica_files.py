@@ -56,6 +56,50 @@ def test_what_would_not_serve_is_wrong(check, replica, said):
 
 
 @pytest.mark.parametrize(
+    "module",
+    [
+        "from elsewhere import *",
+        "def __getattr__(name): ...",
+        "globals()['Made'] = object",
+        "Made: type = object",
+        "Other, Made = object, object",
+        "try:\n    import x as Made\nexcept ImportError: ...",
+    ],
+)
+def test_names_that_may_be_there_are_not_missed(check, tmp_path, module):
+    (tmp_path / "made.py").write_text(module)
+    assert check('model = "m"\nclass = "made:Made"')[0] == 0
+
+
+def test_a_line_is_said_once(check):
+    _, text = check('model = "m"\nkind = "tensorr"\nclass = "served:Good"')
+    assert text.count("r.toml") == 1 and "r.toml:2: kind: expected one of" in text
+
+
+def test_serve_starts_nothing_of_which_something_would_not_serve(check, tmp_path, capsys):
+    check('model = "m"\nclass = "nowhere:Good"')
+    assert main(["serve", str(tmp_path / "serve.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "r.toml: class: there is no module 'nowhere'" in said
+    assert said.endswith("nothing was started\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "there"),
+    [("{python}", True), ("sh", True), ("no-such-program", False), ("./serve.toml", False)],
+)
+def test_programs_of_http_replicas_are_looked_for(tmp_path, capsys, program, there):
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        '[[models]]\nname = "m"\n[[models.replicas]]\nname = "r"\nkind = "http"\n'
+        f'command = ["{program}", "{{port}}"]\n'
+    )
+    assert main(["check", str(file)]) == (0 if there else 2)
+    text = f'serve.toml: replica "r": command: there is no program "{program}"'
+    assert (text in capsys.readouterr().err) is not there
+
+
+@pytest.mark.parametrize(
     ("replica", "said"),
     [
         ('model = "m"\nrun = "none"', "there is no run at"),

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from gateway.control import ControlError, replica_status
+from gateway.replica_files import Finding, Looked
 from tests.gateway.supervised import MODEL, SERVER, supervised, until
 
 
@@ -87,6 +88,26 @@ async def test_a_new_replica_that_cannot_start_changes_nothing(tmp_path):
         ]
         assert supervisor.operations.amendments() == []
         assert supervisor.events.since()[-1]["text"].startswith("failed: s cannot start")
+
+
+async def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_changes(tmp_path):
+    asked = []
+
+    def look_at(config, names):
+        asked.append(set(names))
+        wrong = [Finding(tmp_path / "r.toml", "class: there is no module 'x'")] if names else []
+        return Looked(wrong, {})
+
+    async with supervised(tmp_path, look_at=look_at) as running:
+        before = {name: each.child.pid for name, each in running.supervisor.replicas.items()}
+        (tmp_path / "r.toml").write_text("another\n")
+        (tmp_path / "s.toml").write_text("ready\n")
+        more = '[[models.replicas]]\nname = "s"\nspawn = "s.toml"\n'
+        with pytest.raises(ControlError, match=r"r\.toml: class: there is no module 'x'") as caught:
+            await reread(running, SERVER + MODEL + more)
+        assert caught.value.status == 400 and asked == [{"r-0", "r-1", "s"}]
+        after = {name: each.child.pid for name, each in running.supervisor.replicas.items()}
+        assert after == before
 
 
 async def test_a_changed_file_that_does_not_work_stops_at_the_first_replica(tmp_path):

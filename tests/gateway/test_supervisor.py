@@ -113,7 +113,8 @@ async def test_a_replica_that_cannot_start_says_why_in_the_status(tmp_path, capl
         process = status["models"][0]["replicas"][0]["process"]
         assert process["how"] == "exited with status 1" and process["restarts"] > 1
         assert process["said"] == "its model is not there"
-        assert "its model is not there" in caplog.text
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "r-0 exited with status 1 (its model is not there); it is started" in told[0].message
 
 
 async def test_the_status_is_that_of_the_whole_gateway(tmp_path):
