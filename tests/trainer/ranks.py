@@ -170,14 +170,17 @@ def die_after_rename() -> None:
     Disk.rename = fatal  # type: ignore[method-assign]
 
 
-def slow_steps() -> None:
-    """Steps that take a few milliseconds, so that a test can act between two."""
+def slow_steps(held: int = 25) -> None:
+    """Steps that take a few milliseconds, so that a test can act between two; and the step `held`
+    begins only when the rank is told to stop, so that a test which is late finds it there."""
     from trainer.loop import Loop
 
     step = Loop._step
 
     def slow(self, number):  # type: ignore[no-untyped-def]
         time.sleep(0.005)
+        while number == held and not self._parts.stop.asked:
+            time.sleep(0.005)
         step(self, number)
 
     Loop._step = slow  # type: ignore[method-assign]

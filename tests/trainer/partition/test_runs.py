@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def heavy_first_layer() -> None:
         self.layers[0].heavy = True
 
     def slow(self, *args):  # type: ignore[no-untyped-def]
-        time.sleep(0.02 if hasattr(self, "heavy") else 0.002)
+        # Far more than what else there is in a layer, also on a machine that has other work.
+        time.sleep(0.04 if hasattr(self, "heavy") else 0.002)
         return forward(self, *args)
 
     Trunk.__init__, Layer.forward = marked, slow  # type: ignore[method-assign]
@@ -90,11 +92,11 @@ def _slow(seconds: float) -> None:
 
 
 def slow_machine() -> None:
-    _slow(0.003)
+    _slow(0.009)
 
 
 def fast_machine() -> None:
-    _slow(0.001)
+    _slow(0.003)
 
 
 def test_slow_ranks_get_fewer_samples_and_all_train_the_same(folder):
@@ -105,7 +107,7 @@ def test_slow_ranks_get_fewer_samples_and_all_train_the_same(folder):
     run = train(folder, CONFIG, "shared", *shared, count=2, hurt=hurt)
     first = journal(run, "samples_shared")[0]
     assert first["step"] == 5 and sum(first["samples"]) == 24
-    assert 16 <= first["samples"][0] <= 20  # 18 were it not for all else that runs here
+    assert 15 <= first["samples"][0] <= 21  # 18 were it not for all else that runs here
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
     assert Run(run).manifest(15).position == 15 * 24
 
@@ -114,7 +116,7 @@ def test_ranks_that_are_lost_leave_a_mesh_that_fits(folder):
     """Two copies of two shards each; then three ranks, with the same samples."""
     alone = train(folder, CONFIG, "whole", *PLAIN, "steps=15")
     mesh = (*PLAIN, "steps=15", "parallel.dp_replicate=2", "parallel.dp_shard=2")
-    hurt = dict.fromkeys(range(4), slow_steps)
+    hurt = dict.fromkeys(range(4), partial(slow_steps, 12))
     ranks = start(folder, CONFIG, "lost", *mesh, "balance.mesh=true", count=4, hurt=hurt)
     run = folder / "lost"
     wait_for(lambda: any(line["step"] >= 7 for line in journal(run, "step")), ranks)

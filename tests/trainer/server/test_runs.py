@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "checkpoint.probe=2", "evaluate.every=1000")
 SERVER = (*PLAIN, "sync.method=server", "sync.workers=0", "sync.parts=2", "sync.patience_s=30")
 ASYNC = ("sync.carry=deltas", "sync.every=3", "sync.staleness=2", "sync.outer_lr=0.7")
-ASYNC += ("sync.outer_momentum=0.5", "sync.lease_s=2")
+ASYNC += ("sync.outer_momentum=0.5", "sync.lease_s=3")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,13 @@ class Party:
 
     def serve(self) -> Ranks:
         argv = [str(self.config), *self.overrides]
-        hurt = {0: slow_evaluation} if "sync.lease_s=2" in argv else None
+        hurt = {0: slow_evaluation} if "sync.lease_s=3" in argv else None
         self.server = Ranks(self._folder / "logs", argv, hurt=hurt)
         return self.server
 
-    def join(self, slow: bool = False) -> Ranks:
+    def join(self, slow: bool = False, held: Path | None = None) -> Ranks:
         argv = ["worker", str(self.config), *self.overrides]
-        hurt = {0: slow_work} if slow else {0: steady_work}
+        hurt = {0: slow_work if slow else partial(steady_work, held)}
         self.workers.append(Ranks(self._folder / "logs", argv, hurt=hurt))
         return self.workers[-1]
 
@@ -91,21 +92,25 @@ class Party:
         return 0
 
 
-def steady_work() -> None:
-    """A few milliseconds a ticket, so that a test can act between two."""
-    _work_for(0.004)
+def steady_work(held: Path | None = None) -> None:
+    """A few milliseconds a ticket, so that a test can act between two; and much longer as long as
+    `held` is missing, so that others have the time to come."""
+    _work_for(0.004, held)
 
 
 def slow_work() -> None:
     _work_for(0.1)
 
 
-def _work_for(seconds: float) -> None:
+def _work_for(seconds: float, held: Path | None = None) -> None:
     from trainer.server.work import Workplace
 
     contribute = Workplace.contribute
 
     def slow(self, ticket):  # type: ignore[no-untyped-def]
+        until = time.monotonic() + 1.0
+        while held is not None and not held.exists() and time.monotonic() < until:
+            time.sleep(0.005)
         time.sleep(seconds * ticket.steps)
         return contribute(self, ticket)
 
@@ -121,7 +126,7 @@ def slow_evaluation() -> None:
     def slow(self):  # type: ignore[no-untyped-def]
         if not seen:
             seen.append(True)
-            time.sleep(2.5)
+            time.sleep(3.5)
         return run(self)
 
     Evaluator.run = slow  # type: ignore[method-assign]
@@ -235,12 +240,15 @@ def test_a_killed_server_goes_on_with_its_average(folder):
 
 def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     party = Party(folder, "async", *ASYNC, "steps=90", "sync.parts=3", "sync.scale_steps=true")
-    steady, killed = party.join(), party.join()
+    here = folder / "all-are-here"
+    steady, killed = party.join(held=here), party.join(held=here)
     party.until_from(steady, killed)
     killed.kill()
     slow = party.join(slow=True)
     party.until_from(slow)
     late = party.join()
+    party.until_from(late)
+    here.touch()
     run = party.wait(killed)
     assert_each_sample_once(run, 90 * 24)
     assert Run(run).manifest(90).position == 90 * 24
