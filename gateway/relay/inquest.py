@@ -75,10 +75,6 @@ class Inquest:
         transit.suspect = standing is Standing.SUSPECT
         if standing is not Standing.CONVICTED:
             return None
-        log.error(
-            "model=%s replicas=%d killed by one request, the last one alone with it: %s",
-            self._model, self._record.deaths(key), transit.request_name,
-        )  # fmt: skip
         return Poisonous(
             f"{self._record.deaths(key)} replicas of {self._model!r} have died of this request, "
             "the last one alone with it; it is not tried again for "
@@ -163,6 +159,13 @@ class Inquest:
             if loss.key not in loss.death.counted:
                 loss.death.counted.add(loss.key)
                 self._record.died(loss.key, now, alone=loss.death.alone)
+                if self._record.sentence(loss.key, now):
+                    log.error(
+                        "model=%s replicas=%d killed by one request, the last alone with it: %s",
+                        self._model,
+                        self._record.deaths(loss.key),
+                        loss.transit.request_name,
+                    )
         for loss in losses:
             transit = loss.transit
             if not transit.awaits_look:
