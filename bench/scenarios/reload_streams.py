@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from bench.following import Following, following
 from bench.models.speaker import VERSIONS
+from bench.open_loop import around, open_loop
 from bench.publisher import TEXT
 
 REPLICAS = 2
@@ -65,29 +67,40 @@ class Streams:
 
 
 def measure(
-    folder: Path, seed: int, *, publishes: int, every_s: float, quiet_s: float
+    folder: Path,
+    seed: int,
+    *,
+    publishes: int,
+    every_s: float,
+    quiet_s: float,
+    published: Callable[[], None],
 ) -> tuple[Streams, Streams]:
     """Before and while versions are published. Raises ServerFailed."""
     with following(folder, TEXT, seed, replicas=REPLICAS) as served:
-        return asyncio.run(_measure(served, publishes, every_s, quiet_s))
+        return asyncio.run(_measure(served, publishes, every_s, quiet_s, published))
 
 
 async def _measure(
-    served: Following, publishes: int, every_s: float, quiet_s: float
+    served: Following,
+    publishes: int,
+    every_s: float,
+    quiet_s: float,
+    published: Callable[[], None],
 ) -> tuple[Streams, Streams]:
     timeout, connector = aiohttp.ClientTimeout(total=60), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        await _load(session, served, asyncio.create_task(asyncio.sleep(1.0)))  # warm-up
-        before = await _load(session, served, asyncio.create_task(asyncio.sleep(quiet_s)))
-        publishing = asyncio.create_task(served.publish(publishes, every_s))
-        return before, await _load(session, served, publishing)
+        return await around(
+            lambda until: _load(session, served, until),
+            lambda: served.publish(publishes, every_s, lambda _: published()),
+            quiet_s,
+        )
 
 
 async def _load(
-    session: aiohttp.ClientSession, served: Following, until: asyncio.Task[None]
+    session: aiohttp.ClientSession, served: Following, until: Awaitable[None]
 ) -> Streams:
-    """An open loop at `RATE` until the task ends; every stream is read to its end."""
-    found, loop = Streams(), asyncio.get_running_loop()
+    """Every stream is read to its end."""
+    found = Streams()
 
     async def one(intended: float) -> None:
         try:
@@ -95,14 +108,7 @@ async def _load(
         except Exception as error:
             found.failed.append(repr(error))
 
-    async with asyncio.TaskGroup() as group:
-        due = loop.time()
-        while not until.done():
-            group.create_task(one(due))
-            found.begun += 1
-            due += 1 / RATE
-            await asyncio.sleep(max(0.0, due - loop.time()))
-    await until
+    found.begun = await open_loop(RATE, one, until)
     return found
 
 
