@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
-from trainer.config import TrainConfig
+from trainer.config import SyncConfig, TrainConfig
 from trainer.data import Datasets, Split
 from trainer.mesh import MeshPlan
 from trainer.model import Definition
@@ -37,6 +37,8 @@ class Plan:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    average_bytes: int
+    sync_bytes: int
     gathered_bytes: int
     split: Split
     samples: int
@@ -45,18 +47,21 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         own = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
-        return own + self.gathered_bytes
+        return own + self.average_bytes + self.sync_bytes + self.gathered_bytes
 
     @property
     def staged_bytes(self) -> int:
         """The host copy that a commit is written from."""
-        return self.weight_bytes + self.optimizer_bytes
+        own = self.weight_bytes + self.optimizer_bytes
+        return own + self.average_bytes + self.sync_bytes
 
     def lines(self, config: TrainConfig, start: str) -> Iterator[tuple[str, str]]:
         rows = [end - first for first, end in self.split.parts(0)]
         seen = config.steps * config.data.batch_size
         yield "run", f"{config.run} ({start})"
         yield "mesh", f"{self.mesh.ranks} ranks: {self.mesh}" if self.mesh.ranks > 1 else "1 rank"
+        if text := describe_sync(config.sync, self.mesh):
+            yield "sync", text
         yield "parameters", f"{self.parameters:,}, {self.parameters_per_rank:,} on a rank"
         yield "data", f"{self.samples:,} samples, {self.held_out:,} held out"
         accumulated = f" in {len(rows)} passes" if len(rows) > 1 else ""
@@ -72,12 +77,16 @@ class Plan:
             f"{config.optimizer.name}, lr {lr * first:.3g} → {lr:.3g} → {lr * last:.3g} "
             f"({config.schedule.name}, {config.schedule.warmup} steps of warm-up)",
         )
-        yield (
-            "memory",
-            f"{size(self.device_bytes)} a rank and activations: weights "
-            f"{size(self.weight_bytes)}, gradients {size(self.gradient_bytes)}, optimizer "
-            f"{size(self.optimizer_bytes)}, gathered {size(self.gathered_bytes)}",
-        )
+        parts = {
+            "weights": self.weight_bytes,
+            "gradients": self.gradient_bytes,
+            "optimizer": self.optimizer_bytes,
+            "average": self.average_bytes,
+            "sync": self.sync_bytes,
+            "gathered": self.gathered_bytes,
+        }
+        told = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in parts.items() if nbytes)
+        yield "memory", f"{size(self.device_bytes)} a rank and activations: {told}"
         every = config.checkpoint.every
         yield (
             "checkpoints",
@@ -100,18 +109,49 @@ def plan(config: TrainConfig, definition: Definition, data: Datasets, mesh: Mesh
     trained = {name: count for name, count in held.items() if _learns(named.get(name))}
     gradients = sum(count * named[name].element_size() for name, count in trained.items())
     stored = weights(model).stored
+    roots = mesh.dp_replicate if config.sync.method == "broadcast" else 1
     return Plan(
         mesh=mesh,
         parameters=sum(p.numel() for p in whole.parameters() if p.requires_grad),
         parameters_per_rank=sum(trained.values()),
         weight_bytes=sum(count * stored[name].element_size() for name, count in held.items()),
         gradient_bytes=gradients,
-        optimizer_bytes=gradients * slots,
+        optimizer_bytes=-(-gradients * slots // roots),
+        average_bytes=gradients if config.optimizer.ema is not None else 0,
+        sync_bytes=gradients * _copies(config.sync),
         gathered_bytes=_gathered(model) // mesh.tp if mesh.shard_ranks > 1 else 0,
         split=Split.of(config.data.batch_size, mesh.data_ranks, config.data.micro_batch),
         samples=len(data.train),
         held_out=len(data.held_out),
     )
+
+
+def describe_sync(sync: SyncConfig, mesh: MeshPlan) -> str:
+    """How replicas are kept together; nothing where there is one."""
+    copies = mesh.dp_replicate
+    often = "step" if sync.every == 1 else f"{sync.every} steps"
+    if sync.method == "server":
+        stale = "any staleness" if sync.staleness < 0 else f"staleness {sync.staleness} at most"
+        what = f"{sync.carries} of {'a step' if sync.every == 1 else often}"
+        return f"server, {sync.workers} workers started here: {what}, {stale}"
+    if copies == 1:
+        return ""
+    if sync.method == "broadcast":
+        return f"broadcast: {copies} replicas, each the root of a part of the parameters"
+    if sync.method == "accumulate":
+        return f"accumulate: {copies} replicas exchange {sync.carries} every {often}"
+    return f"gradients: the mean over {copies} replicas in every step"
+
+
+def _copies(sync: SyncConfig) -> int:
+    """What a rank keeps of what learns beside the weights: what was agreed on, what travels, and
+    the outer optimizer's momentum."""
+    momentum = bool(sync.outer_momentum) and sync.carries == "deltas"
+    if sync.method == "accumulate":
+        return 2 + momentum
+    if sync.method == "server":
+        return momentum * (2 if sync.staleness else 1)
+    return 0
 
 
 def _learns(tensor: nn.Parameter | None) -> bool:

@@ -221,3 +221,40 @@ def test_a_plan_of_a_finished_run_says_so(configure, train_here, capsys):
     capsys.readouterr()
     dry_run(configure("steps=5"), Place(), None)
     assert "is done: it is at step 5, steps = 5" in capsys.readouterr().out
+
+
+COPIES = ("parallel.dp_replicate=2", "parallel.dp_shard=1")
+DILOCO = ("sync.method=accumulate", "sync.every=5", "sync.carry=deltas", "sync.outer_momentum=0.9")
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "said", "memory"),
+    [
+        (("optimizer.ema=0.9",), 1, "", "weights 3.0 KiB, gradients 3.0 KiB, optimizer 6.0 KiB, "),
+        (
+            (*COPIES, "sync.method=broadcast"),
+            2,
+            "broadcast: 2 replicas, each the root of a part of the parameters",
+            "optimizer 3.0 KiB",
+        ),
+        (
+            (*COPIES, *DILOCO),
+            2,
+            "accumulate: 2 replicas exchange deltas every 5 steps",
+            "optimizer 6.0 KiB, sync 9.0 KiB",
+        ),
+        (
+            ("sync.method=server", "sync.staleness=1", "sync.workers=3"),
+            1,
+            "server, 3 workers started here: gradients of a step, staleness 1 at most",
+            "optimizer 6.0 KiB",
+        ),
+    ],
+)
+def test_the_plan_says_how_replicas_are_kept_together_and_what_that_holds(
+    configure, capsys, options, ranks, said, memory
+):
+    dry_run(configure("model.class=tests.trainer.tiny:Plain", *options), Place(), ranks)
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines.get("sync", "") == said and memory in lines["memory"]
+    assert ("average" in lines["memory"]) is ("optimizer.ema=0.9" in options)
