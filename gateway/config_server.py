@@ -80,6 +80,12 @@ class ServerConfig:
     drain_s: float = option(
         Number(least=0.0, most=DAY), "requests may finish for so long at a stop", default=20.0
     )
+    watch_s: float | None = option(
+        Number(least=0.01, most=DAY),
+        "this file, and those of replicas, are looked at so often, and read again when one has "
+        "changed; left out, a SIGHUP or an operator says so",
+        default=None,
+    )
     log_level: str = option(
         Choice("debug", "info", "warning", "error"), "what is logged", default="info"
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.config import ConfigError, GatewayConfig, Problem, ReplicaConfig
+from gateway.config_access import KeyConfig
 from gateway.config_lines import key_lines, line_of
 from gateway.control import ControlError, replica_status
 from gateway.events import Events
@@ -24,11 +25,13 @@ from gateway.replica_process import ReplicaProcess, recipe
 from gateway.settings import Settings
 
 # Keys of [server] that may change while serving; the others made the sockets and the processes.
-CHANGEABLE = frozenset({"drain_s"})
+CHANGEABLE = frozenset({"drain_s", "watch_s"})
 # A new replica that is not ready by then does not hold up the rest.
 READY_S = 600.0
 # How often the process of a new replica may die before it is given up.
 HOPELESS = 3
+# Of very many changed keys, so many are named.
+NAMED = 5
 # Added to a replica's name: the process beside the one that has the name.
 BESIDE = "~"
 # No event crosses from the other processes: they are asked.
@@ -338,4 +341,21 @@ def _described(old: Settings, new: Settings, changed: list[ReplicaConfig]) -> li
             for name in after
             if name in before and after[name] != before[name]
         ),
+        *_keys_described({key.name: key for key in old.config.keys}, new.config.keys),
+        *(["the routes have changed"] if old.config.routes != new.config.routes else []),
+    ]
+
+
+def _keys_described(before: Mapping[str, KeyConfig], now: Sequence[KeyConfig]) -> list[str]:
+    after = {key.name: key for key in now}
+    found = {
+        "new": [name for name in after if name not in before],
+        "gone": [name for name in before if name not in after],
+        "changed": [name for name in after if name in before and before[name] != after[name]],
+    }
+    return [
+        f"keys {how}: {', '.join(names[:NAMED])}"
+        + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        for how, names in found.items()
+        if names
     ]

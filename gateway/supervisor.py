@@ -28,6 +28,7 @@ from gateway.rollout import BESIDE, Rollout
 from gateway.runtime import RuntimeFolder
 from gateway.settings import Settings
 from gateway.versions import Versions
+from gateway.watching import Watching
 from gateway.worker_process import CONFIGURE_S, WorkerProcess
 
 # A replica has nothing to finish once the workers are gone, but its device may take a while.
@@ -124,6 +125,7 @@ class Supervisor:
             admin = await self._open_admin(self.operations, self._private, self.config.server)
             self._own(self._start_replicas())
             self._own(self.operations.watch())
+            self._own(Watching(lambda: self.settings, self._rollout.on_signal).run())
             self._own(self.versions.run(self.operations.families))
             status = await self._ended
         finally:

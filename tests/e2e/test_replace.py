@@ -53,14 +53,16 @@ async def test_the_only_replica_is_replaced_under_traffic(alone, tmp_path):
         os.kill(before["pid"], 0)
 
 
-async def test_a_process_that_cannot_take_the_place_leaves_the_old_one_in_it(alone, tmp_path):
+async def test_a_file_of_which_nothing_would_come_leaves_the_old_process_in_its_place(
+    alone, tmp_path
+):
     (before,) = alone.replicas()
     file = tmp_path / "stamp.replica.toml"
     good = file.read_text()
     async with steady(alone.url, rate=100) as record:
         file.write_text(good + "nonsense = 1\n")
         os.kill(alone.process.pid, signal.SIGHUP)
-        await until("the refusal", lambda: "cannot start" in alone.log)
+        await until("the refusal", lambda: "nonsense: unknown key" in alone.log)
         assert alone.replicas()[0]["pid"] == before["pid"]
         file.write_text(good + "slots = 3\n")
         os.kill(alone.process.pid, signal.SIGHUP)

@@ -234,3 +234,35 @@ async def test_sighup_reads_the_file_again(tmp_path, caplog):
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: "replica r-1 is gone" in caplog.text)
         assert set(running.supervisor.replicas) == {"r-0"}
+
+
+async def test_files_that_are_watched_are_read_again_when_they_change(tmp_path, caplog):
+    caplog.set_level("INFO")
+    watched = SERVER + "watch_s = 0.02\n"
+    async with supervised(tmp_path, server="watch_s = 0.02\n") as running:
+        running.file.write_text(watched + MODEL.replace("count = 2", "count = 1"))
+        await until(lambda: "replica r-1 is gone" in caplog.text)
+        before = running.supervisor.settings
+        running.file.write_text(watched + MODEL + "wieght = 2\n")
+        await until(lambda: 'did you mean "weight"' in caplog.text)
+        assert running.supervisor.settings is before
+        running.file.unlink()
+        await until(lambda: "cannot read it" in caplog.text)
+        # As a mounted ConfigMap changes: another file under the same name.
+        (tmp_path / "next").write_text(watched + MODEL.replace('"m"', '"m"\nslo_ms = 9'))
+        (tmp_path / "next").rename(running.file)
+        await until(lambda: "model m has other limits" in caplog.text)
+        (tmp_path / "r.toml").write_text("ready again\n")
+        await until(lambda: "replica r-0 was replaced" in caplog.text)
+        running.file.write_text(SERVER + MODEL)
+        await until(lambda: running.supervisor.config.server.watch_s is None)
+
+
+async def test_a_change_of_keys_and_routes_is_told(tmp_path):
+    keys = "".join(f'[[keys]]\nname = "k{n}"\nkey_sha256 = ["{n:064x}"]\n' for n in range(8))
+    async with supervised(tmp_path, config=MODEL + keys) as running:
+        other = keys.replace('name = "k3"', 'name = "k3"\npriority = 2')
+        assert await reread(running, SERVER + MODEL + other) == ["keys changed: k3"]
+        told = await reread(running, SERVER + MODEL)
+        assert told == ["keys gone: k0, k1, k2, k3, k4 and 3 more"]
+        assert await reread(running, SERVER + MODEL) == []
