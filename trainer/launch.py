@@ -54,7 +54,7 @@ def _launch(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     sys.stdout.flush()
-    os.execve(sys.executable, torchrun(arguments), environment(os.environ))
+    os.execve(sys.executable, torchrun(arguments), environment(os.environ, arguments.ranks))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -62,6 +62,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     found = parser.parse_args(argv)
     if not found.config:
         parser.error("expected a CONFIG, such as examples/digits/train.toml")
+    late = next((word for word in found.config if word.startswith("-")), None)
+    if late is not None:
+        parser.error(f"{late} stands behind CONFIG, where only KEY=VALUE may be; put it before")
     if found.machines != "1" and found.store is None:
         parser.error("--machines needs --store HOST:PORT, where `python -m trainer store` is")
     return found
@@ -69,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def torchrun(arguments: argparse.Namespace) -> list[str]:
     """The command of this machine's agent."""
-    found = [sys.executable, "-m", "torch.distributed.run", "--nnodes", arguments.machines]
+    found = [sys.executable, "-m", "trainer.agent", "--nnodes", arguments.machines]
     found += ["--nproc-per-node", arguments.ranks, "--max-restarts", str(arguments.restarts)]
     if arguments.store is None:
         found += ["--standalone"]
@@ -80,8 +83,12 @@ def torchrun(arguments: argparse.Namespace) -> list[str]:
     return [*found, "-m", "trainer", *arguments.config]
 
 
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    return {**environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+def environment(environ: Mapping[str, str], ranks: str) -> dict[str, str]:
+    """torchrun would give each rank one thread, whatever cores there are, and warn of it."""
+    shares = int(ranks) if ranks.isdigit() else 1
+    threads = max(1, len(os.sched_getaffinity(0)) // shares)
+    own = {"OMP_NUM_THREADS": str(threads)} if ranks.isdigit() else {}
+    return {**own, **environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -175,7 +175,7 @@ def _conclude(session: Session, start: Start, ending: Ending, reporter: Reporter
     for name, fields in published.events:
         reporter.event(name, **fields)
     lines = [
-        f"held out   {show(manifest.evaluation)}",
+        *([f"held out   {show(manifest.evaluation)}"] if manifest.evaluation else []),
         f"version    {manifest.version}",
         f"channel    {published.text}",
     ]

@@ -60,7 +60,8 @@ def test_machines_come_and_go_and_whoever_is_left_goes_on(tmp_path: Path):
         first.kill()
         wait(trains(1), second, tmp_path)
         second.send_signal(signal.SIGTERM)
-        second.wait(BOUND_S)
+        assert second.wait(BOUND_S) == 143
+        assert "SignalException" not in (tmp_path / "log-1").read_text()
         store.send_signal(signal.SIGTERM)
         assert store.wait(BOUND_S) == 0
     finally:
@@ -92,6 +93,7 @@ def wait(condition: Callable[[], bool], agent: subprocess.Popen[bytes], folder: 
         (["--machines", "1:2", "x.toml"], "--machines needs --store"),
         (["--machines", "3:2", "x.toml"], "expected a number, or MIN:MAX, got '3:2'"),
         (["--ranks", "0", "x.toml"], "expected a number from 1"),
+        (["x.toml", "steps=3", "--ranks", "2"], "--ranks stands behind CONFIG"),
         (["--store", "host", "x.toml"], "expected HOST:PORT, got 'host'"),
     ],
 )
@@ -104,6 +106,25 @@ def test_what_cannot_be_launched_is_refused(argv, said, capsys):
 def test_a_wrong_configuration_is_said_before_ranks_start(tmp_path, capsys):
     assert launch.main(["launch", str(tmp_path / "none.toml"), "steps=3"]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_failure_is_a_line_and_a_status(tmp_path: Path):
+    """The rank's own, and not torchrun's stack behind it."""
+    (tmp_path / "train.toml").write_text(CONFIG.format(run=tmp_path / "run"))
+    command = [sys.executable, "-m", "trainer", "launch", "--restarts", "0"]
+    command += [str(tmp_path / "train.toml"), "model.class=tests.trainer.tiny:Nothing"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "has no class 'Nothing'" in done.stderr
+    assert "rank 0 ended with status 2, and no restart is left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ranks_share_the_cores():
+    cores = len(os.sched_getaffinity(0))
+    assert launch.environment({}, "1")["OMP_NUM_THREADS"] == str(cores)
+    assert launch.environment({}, str(2 * cores))["OMP_NUM_THREADS"] == "1"
+    assert launch.environment({"OMP_NUM_THREADS": "3"}, "1")["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in launch.environment({}, "gpu")
 
 
 def test_one_machine_needs_no_store():
