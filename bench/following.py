@@ -49,11 +49,14 @@ class Following:
             found: list[dict[str, Any]] = json.load(reply)["models"][0]["replicas"]
         return found
 
-    def megabytes(self) -> float:
-        """Resident memory of all replicas."""
+    def megabytes(self) -> float | None:
+        """Resident memory of all replicas; None while one of them is away."""
         total = 0.0
         for replica in self.replicas():
-            text = Path(f"/proc/{replica['pid']}/status").read_text()
+            try:
+                text = Path(f"/proc/{replica['pid']}/status").read_text()
+            except FileNotFoundError:
+                return None
             total += int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) / 1024
         return total
 

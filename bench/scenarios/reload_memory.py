@@ -69,14 +69,14 @@ def run(options: Options) -> Record:
 
 async def _measure(served: Following, reloads: int) -> dict[str, Any]:
     """Each is published once the one before is served, so that none is passed over."""
-    megabytes, asked, began = [served.megabytes()], [0, 0], time.monotonic()
+    megabytes, asked, began = [_megabytes(served)], [0, 0], time.monotonic()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         asking = asyncio.create_task(_ask(session, served, asked))
         async with served.publishing() as publish:
             for number in range(1, reloads + 1):
                 await served.until_served(await publish())
                 if number % max(reloads // 100, 1) == 0:
-                    megabytes.append(served.megabytes())
+                    megabytes.append(_megabytes(served))
         asking.cancel()
         await asyncio.wait([asking])
     return {
@@ -87,6 +87,14 @@ async def _measure(served: Following, reloads: int) -> dict[str, Any]:
         "mb": megabytes,
         "kb_a_reload": slope_kb(megabytes, reloads),
     }
+
+
+def _megabytes(served: Following) -> float:
+    """Of the same processes all the time: what a new one takes says nothing of a reload."""
+    found = served.megabytes()
+    if found is None:
+        raise RuntimeError("a replica has gone away; see its last words in the gateway's log")
+    return found
 
 
 async def _ask(session: aiohttp.ClientSession, served: Following, asked: list[int]) -> None:

@@ -126,7 +126,8 @@ async def _measure(
 
     def note(version: str) -> None:
         times.append(loop.time() - began)
-        memory.append(served.megabytes())
+        if (megabytes := served.megabytes()) is not None:
+            memory.append(megabytes)
         published()
 
     async def publish() -> None:
