@@ -1,12 +1,14 @@
 """An object store, or any other file system that `fsspec` knows, as a few operations on keys.
 
 Owns the translation of its errors, and nothing of what the keys mean. Invariant: `put_new` creates
-or refuses, atomically, where the store can (S3, GCS, Azure, local files, memory); where it cannot,
-it raises instead of overwriting.
+a key with all its bytes or refuses, atomically, where the store can (S3, GCS, Azure, local files,
+memory); where it cannot, it raises instead of overwriting.
 """
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +42,10 @@ class Store:
             raise BadRecord(f"{url}: {error}") from error
         self._root = root.rstrip("/")
         # A store of objects has no folders to make; a file system does.
-        self._folders = not {"file", "local", "memory"}.isdisjoint(
-            [self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol
-        )
+        named = self._fs.protocol
+        protocols = {named} if isinstance(named, str) else {*named}
+        self._local = bool(protocols & {"file", "local"})
+        self._folders = self._local or "memory" in protocols
 
     def put(self, key: str, data: bytes) -> None:
         with self._errors(key):
@@ -54,7 +57,10 @@ class Store:
         with self._errors(key):
             self._make_parent(key)
             try:
-                self._fs.pipe_file(self._path(key), data, mode="create")
+                if self._local:
+                    _create(Path(self._path(key)), data)
+                else:
+                    self._fs.pipe_file(self._path(key), data, mode="create")
             except FileExistsError:
                 return False
             return True
@@ -120,3 +126,22 @@ class Store:
             yield
         except Exception as error:  # each store has exceptions of its own
             raise Unreadable(f"{self.url}/{key}: {type(error).__name__}: {error}") from error
+
+
+def _create(path: Path, data: bytes) -> None:
+    """A name that is there has all its bytes, on the disk: half a record would be in everybody's
+    way for ever. Raises FileExistsError."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

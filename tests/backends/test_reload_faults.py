@@ -38,18 +38,25 @@ def rewritten(folder: Path) -> None:
     path.write_bytes(json.dumps(document, sort_keys=True).encode())
 
 
-@pytest.mark.parametrize(
-    ("damage", "said", "quarantined"),
-    [
-        (flip_a_byte, "xxh3", True),
-        (cut_short, "bytes", True),
-        (lambda folder: shard_of(folder).unlink(), "no file", True),
-        (rewritten, "MANIFEST.json", True),
-        (lambda folder: (folder / "MANIFEST.json").unlink(), "is not committed", False),
-        (shutil.rmtree, "is not committed", False),  # retention, or somebody's hand
-    ],
-    ids=["bit", "truncation", "shard", "lie", "manifest", "gone"],
-)
+AS_A_USER = pytest.mark.skipif(os.geteuid() == 0, reason="root reads what it likes")
+
+# What is done to a committed step: how it is called, what is said of it, and whether its bytes are
+# wrong for everybody.
+DAMAGES = [
+    pytest.param(flip_a_byte, "xxh3", True, id="bit"),
+    pytest.param(cut_short, "bytes", True, id="truncation"),
+    pytest.param(lambda folder: shard_of(folder).unlink(), "no file", True, id="shard"),
+    pytest.param(rewritten, "MANIFEST.json", True, id="lie"),
+    pytest.param(
+        lambda folder: (folder / "MANIFEST.json").unlink(), "is not committed", False, id="manifest"
+    ),
+    # Retention, or somebody's hand.
+    pytest.param(shutil.rmtree, "is not committed", False, id="gone"),
+    pytest.param(lambda folder: folder.chmod(0), "denied", False, id="denied", marks=AS_A_USER),
+]
+
+
+@pytest.mark.parametrize(("damage", "said", "quarantined"), DAMAGES)
 async def test_what_is_not_what_was_committed(
     serve, run: Run, damage: Callable[[Path], None], said: str, quarantined: bool
 ):
@@ -75,8 +82,44 @@ async def test_what_is_not_what_was_committed(
         await gateway.close()
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-async def test_a_disk_that_cannot_be_read_is_tried_again(serve, run, monkeypatch, code):
+async def test_a_step_behind_a_link_is_what_its_bytes_are(serve, run, tmp_path):
+    old = put(run, 1)
+    async with serve(FOLLOW, poll_s=60, probation_s=0) as replica:
+        gateway = await Gateway.connect(replica.address)
+        await gateway.state("ready")
+        for step, damage in ((2, flip_a_byte), (3, lambda folder: None)):
+            new = put(run, step)
+            folder = run.folder(step)
+            folder.rename(tmp_path / folder.name)
+            folder.symlink_to(tmp_path / folder.name)
+            damage(folder)
+            await gateway.control("reload")
+            await gateway.until(
+                lambda new=new: (
+                    new in gateway.statuses[-1].reason or gateway.statuses[-1].version == new
+                )
+            )
+            assert await factor(gateway) == ((1.0, old) if step == 2 else (3.0, new))
+        assert len(named(replica, "reload.corrupt")) == 1
+        await gateway.close()
+
+
+def failing(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("os.preadv", failing(errno.EIO)),
+        ("os.preadv", failing(errno.ESTALE)),
+        ("backends.claim.ReaderLease.acquire", failing(errno.ENOSPC)),
+        ("backends.claim.ReaderLease.acquire", failing(errno.EROFS)),
+        ("backends.tensor.loading.empty", MemoryError()),
+    ],
+    ids=["disk", "stale", "full", "read-only", "memory"],
+)
+async def test_what_may_pass_is_tried_again(serve, run, monkeypatch, where, error):
     old = put(run, 1)
     async with serve(FOLLOW, poll_s=60, probation_s=0) as replica:
         gateway = await Gateway.connect(replica.address)
@@ -84,57 +127,17 @@ async def test_a_disk_that_cannot_be_read_is_tried_again(serve, run, monkeypatch
         new = put(run, 2)
         with monkeypatch.context() as broken:
 
-            def preadv(*arguments: object) -> int:
-                raise OSError(code, os.strerror(code))
+            def fails(*arguments: object) -> object:
+                raise error
 
-            broken.setattr(os, "preadv", preadv)
+            broken.setattr(where, fails)
             await gateway.control("reload")
             await gateway.until(lambda: new in gateway.statuses[-1].reason)
-            assert os.strerror(code) in named(replica, "reload.transient")[0]["reason"]
+            reason = named(replica, "reload.transient")[0]["reason"]
+            assert (getattr(error, "strerror", None) or "MemoryError") in reason
             assert await factor(gateway) == (1.0, old)
         await gateway.serves(new)  # of itself
         assert not list(run.quarantine.glob("*"))
-        await gateway.close()
-
-
-async def test_without_room_for_a_lease_nothing_is_read(serve, run, monkeypatch):
-    old = put(run, 1)
-    async with serve(FOLLOW, poll_s=60, probation_s=0) as replica:
-        gateway = await Gateway.connect(replica.address)
-        await gateway.state("ready")
-        new = put(run, 2)
-        with monkeypatch.context() as full:
-
-            def acquire(self: object) -> object:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            full.setattr("backends.claim.ReaderLease.acquire", acquire)
-            await gateway.control("reload")
-            await gateway.until(lambda: new in gateway.statuses[-1].reason)
-            assert "No space left" in named(replica, "reload.transient")[0]["reason"]
-            assert len(named(replica, "reload.load")) == 1
-            assert await factor(gateway) == (1.0, old)
-        await gateway.serves(new)
-        await gateway.close()
-
-
-async def test_a_memory_that_is_full_is_tried_again(serve, run, monkeypatch):
-    old = put(run, 1)
-    async with serve(FOLLOW, poll_s=60, probation_s=0) as replica:
-        gateway = await Gateway.connect(replica.address)
-        await gateway.state("ready")
-        new = put(run, 2)
-        with monkeypatch.context() as full:
-
-            def empty(*arguments: object) -> object:
-                raise MemoryError
-
-            full.setattr("backends.tensor.loading.empty", empty)
-            await gateway.control("reload")
-            await gateway.until(lambda: new in gateway.statuses[-1].reason)
-            assert named(replica, "reload.transient")
-            assert await factor(gateway) == (1.0, old)
-        await gateway.serves(new)
         await gateway.close()
 
 

@@ -3,16 +3,20 @@ another, each in a folder of its own. Torch is loaded once; the children are for
 
     python -m tests.backends.checkpoint.crasher FOLDER life
     python -m tests.backends.checkpoint.crasher FOLDER publishers
+    python -m tests.backends.checkpoint.crasher FOLDER pulls
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 from backends.checkpoint import Disk, Run, prune, publish
+from backends.checkpoint.mirror import push, refresh
+from backends.checkpoint.objects import Store
 from tests.backends.checkpoint.faults import CountingDisk, KillingDisk
 from tests.backends.checkpoint.samples import make
 
@@ -61,6 +65,29 @@ def lives(folder: Path) -> None:
             raise SystemExit(f"operation {at} did not kill its process: {status}")
 
 
+def pulls(folder: Path) -> None:
+    """A copy of a run on a store, at step 1, is brought to step 2."""
+    run, store = Run(folder / "run"), Store(f"file://{folder}/store")
+    for step in (1, 2):
+        make(run, step)
+        publish(run, "stable", step)
+        push(run, "stable", store)
+        if step == 1:
+            refresh(store, Run(folder / "before"), "stable")
+    disk = CountingDisk()
+    shutil.copytree(folder / "before", folder / "whole")
+    refresh(store, Run(folder / "whole", disk), "stable")
+    (folder / "operations").write_text(" ".join(disk.names))
+    for at in range(disk.count):
+        root = folder / f"killed-{at:03d}"
+        shutil.copytree(folder / "before", root)
+        status = forked(
+            lambda root=root, at=at: refresh(store, Run(root, KillingDisk(at)), "stable")
+        )
+        if not os.WIFSIGNALED(status):
+            raise SystemExit(f"operation {at} did not kill its process: {status}")
+
+
 def publishers(folder: Path) -> None:
     prepare(folder)
 
@@ -86,4 +113,4 @@ def publishers(folder: Path) -> None:
 if __name__ == "__main__":
     # Newer Pythons warn of forks beside threads; the leases' threads have ended by then.
     warnings.simplefilter("ignore", DeprecationWarning)
-    {"life": lives, "publishers": publishers}[sys.argv[2]](Path(sys.argv[1]))
+    {"life": lives, "publishers": publishers, "pulls": pulls}[sys.argv[2]](Path(sys.argv[1]))

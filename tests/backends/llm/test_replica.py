@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -597,6 +598,30 @@ async def test_a_version_that_fails_its_calls_is_rolled_back(serve, run, trap):
         await gateway.serves(old.version)
         assert failed >= 20 and (await gateway.text())[1] == old.version
         assert "of its requests failed" in gateway.statuses[-1].reason
+        await gateway.close()
+
+
+async def test_a_version_that_turns_slow_is_rolled_back(serve, run, trap):
+    old = commit_llm(run, 1, 7)
+    publish(run, "stable", 1)
+    async with serve('swap = "auto"\nprobation_s = 60') as replica:
+        gateway = await Caller.connect(replica.address)
+        await gateway.state("ready")
+        # Long enough for the time of a token to be one.
+        asked = {**HI, "max_tokens": 10, "ignore_eos": True}
+        for _ in range(3):
+            await gateway.reply(gateway.call("chat", asked))
+        new = commit_llm(run, 2, 8)
+        publish(run, "stable", 2)
+        await gateway.serves(new.version)
+        trap(lambda salt: time.sleep(0.01) if salt == 8 else None)
+        for _ in range(60):
+            if (await gateway.reply(gateway.call("chat", asked)))[1] == old.version:
+                break
+        await gateway.serves(old.version)
+        assert "times as long as before" in gateway.statuses[-1].reason
+        rollback = next(fields for event, fields in replica.log if event == "reload.rollback")
+        assert rollback["version"] == new.version
         await gateway.close()
 
 
