@@ -15,7 +15,7 @@ from tests.trainer.ranks import Ranks, journal, weight_hashes
 from tests.trainer.tiny import DECODER
 from trainer.data import Text
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 # Without momentum or clip, averaged parameters are those of averaged gradients.
 SGD = ("optimizer.name=sgd", "optimizer.momentum=0.0", "optimizer.lr=0.1", "optimizer.clip=1e6")

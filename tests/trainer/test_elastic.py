@@ -19,7 +19,7 @@ from tests.trainer.tiny import CONFIG
 from trainer import launch
 
 # Every change of the ranks starts Python anew.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "steps=100000", "checkpoint.every=100")
 

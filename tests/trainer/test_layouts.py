@@ -11,7 +11,7 @@ from backends.checkpoint import Run, read_tensors
 from tests.trainer.ranks import Ranks, journal, weight_hashes
 from tests.trainer.tiny import DECODER
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 # A half of the training under each; the second goes on from what the first committed.
 LAYOUTS = {

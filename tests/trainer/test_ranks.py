@@ -22,7 +22,7 @@ from tests.trainer.ranks import (
 from tests.trainer.tiny import CONFIG
 
 # Several launches a test: a machine that others use may take its time.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.trainer.ranks import BOUND_S, Ranks, journal, weight_hashes
 from tests.trainer.tiny import CONFIG
 
 # Several launches a test: a machine that others use may take its time.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 OPTIONS = ("steps=400", "checkpoint.every=50", "checkpoint.keep=100")
 

@@ -12,7 +12,7 @@ from backends.checkpoint import Run
 from tests.trainer.ranks import Ranks, journal, slow_steps, wait_for
 from tests.trainer.tiny import CONFIG, DECODER
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "checkpoint.probe=0")
 

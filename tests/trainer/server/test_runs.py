@@ -19,7 +19,7 @@ from trainer.process import alone, prepare
 from trainer.server.arrivals import Arrival, read
 from trainer.server.replay import replay
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "checkpoint.probe=2", "evaluate.every=1000")
 SERVER = (*PLAIN, "sync.method=server", "sync.workers=0", "sync.parts=2", "sync.patience_s=30")

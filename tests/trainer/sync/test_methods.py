@@ -13,7 +13,7 @@ from tests.trainer.ranks import Ranks, journal, weight_hashes
 from tests.trainer.sync.witness import watch_replicas
 from tests.trainer.tiny import CONFIG, Plain
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 COPIES = ("parallel.dp_shard=1", "parallel.dp_replicate=-1")
 PLAIN = ("model.class=tests.trainer.tiny:Plain", "steps=12", "checkpoint.probe=0", "log_every=1")
