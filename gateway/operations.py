@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -166,7 +167,9 @@ class Operations:
 
     async def renewed(self, replica: str) -> None:
         """The process of an http replica has ended, or another one runs."""
-        await self._tell_all("renewed", replica=replica)
+        # A worker that cannot be told finds out when it looks, or has forgotten all itself.
+        with suppress(ControlError):
+            await self._tell_all("renewed", replica=replica)
 
     async def load(self, model: str) -> None:
         """Back into service, after a look at what its replicas follow."""
@@ -348,7 +351,9 @@ class Shared(Generic[T]):
 
 def _said(status: Json) -> Said:
     versions = {status["version"], status["reload_to"], *status["versions"]} - {""}
-    return Said(status["channel"], status["goal"], status["goal_generation"], frozenset(versions))
+    # A replica of an earlier release has no goal to tell.
+    goal, generation = status.get("goal", ""), status.get("goal_generation", 0)
+    return Said(status["channel"], goal, generation, frozenset(versions))
 
 
 def _told(answer: Json | ControlError) -> Json:

@@ -203,5 +203,7 @@ class Status:
 
     @classmethod
     def from_json(cls, meta: dict[str, Any]) -> Status:
+        """What is not known here, a newer replica says: it is left out."""
         lists = {name: tuple(meta.get(name, ())) for name in ("versions", "refused", "surfaces")}
-        return cls(**{**meta, **lists})
+        known = {name: value for name, value in meta.items() if name in cls.__slots__}
+        return cls(**{**known, **lists})

@@ -109,3 +109,8 @@ def test_bad_specs_name_what_is_wrong():
         wire.Signature((), (), 0)
     with pytest.raises(ValueError, match="ragged"):
         wire.Signature((), (), 1, "maybe")
+
+
+def test_what_a_newer_replica_says_besides_is_left_out():
+    status = wire.Status(model="m", kind="tensor", state="ready")
+    assert wire.Status.from_json({**status.to_json(), "of_tomorrow": 1}) == status
