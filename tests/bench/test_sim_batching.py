@@ -277,9 +277,14 @@ def test_an_unknown_cell_is_named(capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_its_processes_end_with_it(number):
     command = [sys.executable, "-m", "bench", "sim", "batching", "--processes", "2"]
-    # Standard error's end comes when the last of them is gone.
+    # Standard error's end comes when the last of them is gone. A shell's background jobs inherit
+    # that SIGINT is ignored.
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
         while len(children.read_text().split()) < 2 and run.poll() is None:
