@@ -189,6 +189,10 @@ class Follower(Generic[V]):
         self._do(self._reload.retry(time.monotonic()))
         self._watching.look_again()
 
+    def channel_moved(self) -> None:
+        """Look at it now, not in `poll_s`. From any thread."""
+        self._watching.look_again()
+
     def roll_back(self, version: str) -> None:
         """From that version, wherever it has got to here. Raises Conflict."""
         try:

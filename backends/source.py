@@ -31,6 +31,7 @@ class Source:
         assert config.run is not None
         self._config, self._events, self._changed = config, events, changed
         self.problem = ""
+        self._pulled: Callable[[], None] = lambda: None
         self._stop, self._nudge = threading.Event(), threading.Event()
         self._store: Store | None = None
         if is_url(config.run):
@@ -44,7 +45,9 @@ class Source:
         """The store that `run` is a copy of; empty where it is the run itself."""
         return self._store.url if self._store is not None else ""
 
-    def start(self) -> None:
+    def start(self, pulled: Callable[[], None]) -> None:
+        """`pulled` is called, on the source's thread, when the copy's channel has moved."""
+        self._pulled = pulled
         if self._store is not None:
             threading.Thread(target=self._keep, name="store", daemon=True).start()
 
@@ -88,6 +91,7 @@ class Source:
             return str(error)
         if record is not None:
             self._events("store.pulled", version=record.version, generation=record.generation)
+            self._pulled()
         return ""
 
 

@@ -46,8 +46,8 @@ class Subscription(Generic[V]):
         )
 
     def start(self) -> None:
-        self._source.start()
         self.follower.start()
+        self._source.start(self.follower.channel_moved)
 
     @property
     def problem(self) -> str:

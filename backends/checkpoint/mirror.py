@@ -49,14 +49,15 @@ def push(
     record = read_channel(run, channel)
     if record is None:
         return None
-    newest = newest_channel(store, channel)
-    if newest is not None and newest.generation > record.generation:
+    # Its name alone: a record that is damaged must not keep the next one, which mends it, away.
+    newest = max(_generations(store, channel), default=0)
+    if newest > record.generation:
         raise ChannelMoved(
-            f"{store.url}: channel {channel} is at generation {newest.generation}, "
+            f"{store.url}: channel {channel} is at generation {newest}, "
             f"this run is at {record.generation}"
         )
     push_step(run, record.step, store, progress=progress)
-    key = f"channels/{channel}/{record.generation:012d}.json"
+    key = _record(channel, record.generation)
     text = seal(record.to_json())
     if not store.put_new(key, text) and store.get(key, MAX_RECORD) != text:
         raise ChannelMoved(f"{store.url}/{key}: another publisher was there first")
@@ -92,12 +93,20 @@ def push_step(run: Run, step: int, store: Store, *, progress: Progress | None = 
 
 def newest_channel(store: Store, channel: str) -> ChannelRecord | None:
     """Where the channel points in the store. Raises BadRecord when its record is damaged."""
-    names = (name for name in store.names(f"channels/{channel}") if _GENERATION.fullmatch(name))
-    newest = max(names, default=None)
+    newest = max(_generations(store, channel), default=None)
     if newest is None:
         return None
-    data = store.get(f"channels/{channel}/{newest}", MAX_RECORD)
+    data = store.get(_record(channel, newest), MAX_RECORD)
     return None if data is None else parse_channel(data, channel)
+
+
+def _generations(store: Store, channel: str) -> list[int]:
+    found = map(_GENERATION.fullmatch, store.names(f"channels/{channel}"))
+    return [int(match[1]) for match in found if match]
+
+
+def _record(channel: str, generation: int) -> str:
+    return f"channels/{channel}/{generation:012d}.json"
 
 
 def pull(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
-from backends.checkpoint import Run, publish, rollback
+from backends.checkpoint import Run, StepExists, publish, rollback
 from backends.checkpoint.mirror import push
 from backends.checkpoint.objects import Store
 from backends.wire import Kind
@@ -22,10 +24,10 @@ def run(tmp_path):
     return run
 
 
-def follow(tmp_path):
+def follow(tmp_path, poll_s=0.02):
     return (
         f'run = "file://{tmp_path}/store"\ncache = "{tmp_path}/cache"\n'
-        "poll_s = 0.02\nprobation_s = 0.1\n"
+        f"poll_s = {poll_s}\nprobation_s = 0.1\n"
     )
 
 
@@ -84,4 +86,74 @@ async def test_a_copys_channel_is_moved_in_the_store_only(serve, run, tmp_path):
         )
         assert frame.kind == Kind.ERROR
         assert "publish there" in frame.json()["message"]
+        await gateway.close()
+
+
+def shard_in(store):
+    (found,) = store.glob("ckpt/step-00000003/model/*.safetensors")
+    return found
+
+
+def flipped(store):
+    data = bytearray(shard_in(store).read_bytes())
+    data[-1] ^= 1
+    shard_in(store).write_bytes(data)
+
+
+def lies(store):
+    """A manifest that lies, and is sealed rightly: another than the channel points at."""
+    path = store / "ckpt/step-00000003/MANIFEST.json"
+    document = json.loads(path.read_bytes())
+    document["evaluation"] = {"accuracy": 1.0}
+    path.write_bytes(json.dumps(document, sort_keys=True).encode())
+
+
+def half_a_record(store):
+    path = store / "channels/stable/000000000002.json"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flipped, "xxh3"),
+        (lambda store: shard_in(store).write_bytes(shard_in(store).read_bytes()[:-4]), "bytes"),
+        (lambda store: shard_in(store).unlink(), "nothing"),
+        (lies, "MANIFEST.json"),
+        (
+            lambda store: (store / "ckpt/step-00000003/MANIFEST.json").unlink(),
+            "step 3 is not committed",
+        ),
+        (half_a_record, "channel stable"),
+    ],
+    ids=["bit", "truncation", "shard", "lie", "manifest", "channel"],
+)
+async def test_what_is_not_what_was_pushed_is_told_and_never_served(
+    serve, run, tmp_path, damage, said
+):
+    store = Store(f"file://{tmp_path}/store")
+    push(run, "stable", store)
+    publish(run, "stable", 3)
+    # It looks at the store only when it is told to: the damage comes before.
+    async with serve(follow(tmp_path, poll_s=60)) as replica:
+        gateway = await Gateway.connect(replica.address)
+        ready = await gateway.state("ready")
+        push(run, "stable", store)
+        damage(tmp_path / "store")
+        await gateway.control("reload")
+        await gateway.until(lambda: said in gateway.statuses[-1].reason)
+        (failed,) = (fields for event, fields in replica.log if event == "store.failed")
+        assert said in failed["reason"] and failed["store"] == store.url
+        assert (gateway.statuses[-1].state, gateway.statuses[-1].version) == (
+            "ready",
+            ready.version,
+        )
+        assert await answer(gateway) == [2.0]
+        commit_model(run, 4, Scale(4.0))
+        publish(run, "stable", 4)
+        with suppress(StepExists):  # of the way back, which is told once the channel has moved
+            push(run, "stable", store)
+        await gateway.control("reload")
+        await gateway.serves(run.manifest(4).version)
+        assert not gateway.statuses[-1].reason
         await gateway.close()
