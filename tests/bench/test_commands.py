@@ -104,7 +104,15 @@ def test_a_url_that_cannot_be_is_refused(url, capsys):
 def test_ctrl_c_ends_a_load_with_what_was_found_until_then(base):
     asked = ["-m", "bench", "load", "--url", base, "--connections", "2", "--seconds", "60"]
     command = python(*asked, "--processes", "2", "--json")
-    load = subprocess.Popen(command, cwd=ROOT, text=True, stdout=PIPE, stderr=PIPE)
+    load = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=PIPE,
+        stderr=PIPE,
+        # A shell's background jobs inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert load.stderr is not None and load.stdout is not None
     assert "answers/s" in load.stderr.readline()  # no terminal: lines
     load.send_signal(signal.SIGINT)
