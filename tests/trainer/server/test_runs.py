@@ -259,7 +259,8 @@ def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     left = {int(line["worker"].split("-")[-2]) for line in journal(run, "left")}
     assert killed.processes[0].pid in left and steady.processes[0].pid not in left
     party.assert_replays()
-    assert 0 < party.replayed.staleness <= 3 * 3 + 2
+    # Three rounds of three ahead of the oldest ticket, and what three others had out before it.
+    assert 0 < party.replayed.staleness <= 3 * 3 + 2 + 3
     losses = [line["loss"] for line in journal(run, "step")]
     assert sum(losses[-10:]) < sum(losses[:10])
     steps = [a.ticket.steps for a in read(run).arrivals if pid(a) == slow.processes[0].pid]
