@@ -215,8 +215,8 @@ class Rolling:
         for version in known.view.refused:
             if version in before.refused or version in self._bad:
                 continue
-            served = version in (before.version, known.told) and known.view.version != version
-            if served or (version == before.version == known.view.version):
+            # Not every state of a replica is heard of: it may have swapped and failed since.
+            if version in (before.version, known.told, known.view.version):
                 yield from self._condemn(name, version, f"{name} went back: {known.view.reason}")
             else:
                 text = f"does not serve {version}: {known.view.reason}"

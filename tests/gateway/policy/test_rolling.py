@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,20 @@ def test_who_has_waited_longest_is_first():
     rolling.heard("b", WAITS, 1)
     rolling.heard("a", WAITS, 2)
     assert orders(rolling, 3) == [Order("b", "swap", NEW)]
+
+
+@pytest.mark.parametrize("told", [view(reload="swap", reload_to=NEW), WAITS])
+def test_one_that_fails_at_once_is_found_out_even_if_its_probation_was_not_heard_of(told):
+    rolling = settled("a", "b")
+    rolling.heard("a", WAITS, 1)
+    rolling.heard("b", WAITS, 1)
+    assert orders(rolling, 1) == [Order("a", "swap", NEW)]
+    rolling.heard("a", told, 1.1)
+    # It has swapped, raised and turned back between two of its words.
+    (finding,) = rolling.heard("a", view(NEW, "swap", OLD, refused=(NEW,), reason="raises"), 1.2)
+    assert finding.text == f"{NEW} is refused everywhere: a went back: raises"
+    rolling.heard("a", view(refused=(NEW,), reason="raises"), 1.3)
+    assert [order.op for order in orders(rolling, 1.3)] == ["refuse"]
 
 
 def test_without_probation_the_next_follows_the_swap():
