@@ -59,13 +59,13 @@ def read_tensors(
     *,
     names: Iterable[str] | None = None,
     into: Mapping[str, Tensor] | None = None,
-    bytes_per_second: float | None = None,
-    cancelled: Callable[[], bool] | None = None,
+    pace: Pace | None = None,
     threads: int = 1,
 ) -> dict[str, Tensor]:
     """The tensors `names` (None: all, aliases included) in host memory; an alias is the same one.
 
     `into` gives buffers (contiguous, in host memory, of the right shape and dtype) to read into.
+    `pace` bounds the rate, and can stop it; who reads one after the other gives all the same one.
     `threads` read side by side: a fast disk wants several. Raises Incomplete, Corrupt, Unreadable,
     Cancelled, or BadRecord for a name or a buffer that does not fit; buffers then hold nothing of
     use.
@@ -79,7 +79,7 @@ def read_tensors(
     by_file: dict[str, list[str]] = defaultdict(list)
     for name in sorted(stored, key=lambda name: manifest.tensors[name].start):
         by_file[manifest.tensors[name].file].append(name)
-    pace = Pace(bytes_per_second, cancelled)
+    pace = pace or Pace()
     for path, members in sorted(by_file.items()):
         # The pool ends, and with it every use of the descriptor, before the file is closed.
         with opened(folder, path, manifest.files[path].bytes) as fd, _workers(threads) as each:

@@ -13,12 +13,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from backends.checkpoint import Manifest
+from backends.checkpoint.reading import Pace
 from backends.llm.attention import KVCache
 from backends.llm.network import DecoderNetwork
 from backends.llm.step import Step
@@ -196,8 +197,8 @@ class GraphedNetwork:
     def load_(self, state: Mapping[str, Tensor]) -> None:
         self._network.load_(state)
 
-    def load_checkpoint_(self, folder: Path, manifest: Manifest, **reading: Any) -> None:
-        self._network.load_checkpoint_(folder, manifest, **reading)
+    def load_checkpoint_(self, folder: Path, manifest: Manifest, pace: Pace | None = None) -> None:
+        self._network.load_checkpoint_(folder, manifest, pace)
 
     def exchange_(self, twin: DecoderNetwork) -> None:
         """The graphs stay: no address changes."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from backends.checkpoint import Manifest
+from backends.checkpoint.reading import Pace
 from backends.llm.attention import Geometry, Kernels, KVCache, Plan, kernels_for
 from backends.llm.attention.kernels import HeadNorms
 from backends.llm.network_linear import DenseLinear, Int8Linear, Linear, PackedLinear
@@ -183,11 +184,11 @@ class DecoderNetwork:
         check(self.config, {name: tensor.shape for name, tensor in state.items()})
         self._load_(state.__getitem__)
 
-    def load_checkpoint_(self, folder: Path, manifest: Manifest, **reading: Any) -> None:
+    def load_checkpoint_(self, folder: Path, manifest: Manifest, pace: Pace | None = None) -> None:
         """From a committed step, one whole tensor in memory at a time, each with its hash checked.
-        `reading` goes to `read_tensors`. Raises what that raises, and UnsupportedModel."""
+        Raises what `read_tensors` raises, and UnsupportedModel."""
         check(self.config, {name: shape for name, (shape, _) in manifest.structure.items()})
-        self._load_(checkpoint_source(folder, manifest, **reading))
+        self._load_(checkpoint_source(folder, manifest, pace))
 
     @torch.inference_mode()
     def _load_(self, source: Source) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from backends.checkpoint import Manifest
+from backends.checkpoint.reading import Pace
 from backends.llm.attention import KVCache
 from backends.llm.native import Library
 from backends.llm.native import library as native
@@ -149,10 +149,10 @@ class NativeNetwork:
         check(self.config, {name: tensor.shape for name, tensor in state.items()})
         self._load_(state.__getitem__)
 
-    def load_checkpoint_(self, folder: Path, manifest: Manifest, **reading: Any) -> None:
+    def load_checkpoint_(self, folder: Path, manifest: Manifest, pace: Pace | None = None) -> None:
         """As `DecoderNetwork.load_checkpoint_`."""
         check(self.config, {name: shape for name, (shape, _) in manifest.structure.items()})
-        self._load_(checkpoint_source(folder, manifest, **reading))
+        self._load_(checkpoint_source(folder, manifest, pace))
 
     @torch.inference_mode()
     def _load_(self, source: Source) -> None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from backends.checkpoint import Manifest, read_tensors
+from backends.checkpoint.reading import Pace
 from backends.models.config import DecoderConfig, UnsupportedModel
 
 # Gives a whole tensor by its name.
@@ -125,11 +125,11 @@ class Share:
         return _part(self.vocabulary, self.rank if self.splits_head else 0)
 
 
-def checkpoint_source(folder: Path, manifest: Manifest, **reading: Any) -> Source:
-    """Reads each tensor when it is asked for, and checks its hash."""
+def checkpoint_source(folder: Path, manifest: Manifest, pace: Pace | None) -> Source:
+    """Reads each tensor when it is asked for, and checks its hash; all of them at one pace."""
 
     def source(name: str) -> Tensor:
-        return read_tensors(folder, manifest, names=[name], **reading)[name]
+        return read_tensors(folder, manifest, names=[name], pace=pace)[name]
 
     return source
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from backends.checkpoint import Manifest
+from backends.checkpoint.reading import Pace
 from backends.errors import ModelFailed
 from backends.llm.network import DecoderNetwork, Network
 from backends.llm.network_choice import ChosenNetwork, choose_network
@@ -123,12 +124,8 @@ def read_part(
 
 def _filled(network: ChosenNetwork, reading: Reading, cancelled: Callable[[], bool]) -> Network:
     with _aside(network.device):
-        network.load_checkpoint_(
-            reading.folder,
-            reading.manifest,
-            bytes_per_second=reading.bytes_per_second,
-            cancelled=cancelled,
-        )
+        pace = Pace(reading.bytes_per_second, cancelled)
+        network.load_checkpoint_(reading.folder, reading.manifest, pace)
     return network
 
 

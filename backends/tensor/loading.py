@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from backends.checkpoint import Cancelled, Corrupt, Manifest, ReaderLease, Run, read_tensors
+from backends.checkpoint.reading import Pace
 from backends.checkpoint.records import digest, read_bounded
 from backends.checkpoint.tensors import empty, finite
 from backends.claim import NotFinite, claimed, reason
@@ -135,8 +136,7 @@ class Loader:
                 run.folder(target.step),
                 manifest,
                 into=own,
-                bytes_per_second=(self._rate or None) if beside else None,
-                cancelled=cancelled,
+                pace=Pace((self._rate or None) if beside else None, cancelled),
             )
             config = manifest.model.get("config") or {}
             model = self._construct(manifest.model["class"], config, tensors, shadow=shadow)

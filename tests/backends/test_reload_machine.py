@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from backends.checkpoint import live_leases, quarantine, read_channel, read_tensors
+from backends.checkpoint.reading import Pace
 from backends.claim import claimed
 from backends.reload import Reload
 from backends.reload_terms import (
@@ -83,7 +84,7 @@ class Replica:
 
     def read(self, manifest):
         folder = self.run.folder(manifest.step)
-        return read_tensors(folder, manifest, cancelled=lambda: self.cancelled)
+        return read_tensors(folder, manifest, pace=Pace(cancelled=lambda: self.cancelled))
 
 
 class Protocol(Machine):

@@ -161,8 +161,12 @@ def test_reading_stops_between_chunks_when_cancelled(large, monkeypatch, threads
         return real(fd, buffers, at)
 
     monkeypatch.setattr(os, "preadv", counted)
+
+    def done():
+        return len(reads) >= 2
+
     with pytest.raises(Cancelled):
-        read_tensors(run.folder(1), manifest, cancelled=lambda: len(reads) >= 2, threads=threads)
+        read_tensors(run.folder(1), manifest, pace=Pace(cancelled=done), threads=threads)
     assert 2 <= len(reads) <= 2 + threads
     with pytest.raises(Cancelled):
         verify(run, 1, cancelled=lambda: True)
@@ -177,7 +181,7 @@ def test_the_rate_covers_verifying_and_reading(large, monkeypatch):
     assert sum(count for rate, count in spent if rate) == manifest.total
     assert max(count for _, count in spent) == 1_000_000  # what it may read in 50 ms
     spent.clear()
-    read_tensors(run.folder(1), manifest, bytes_per_second=7e9)
+    read_tensors(run.folder(1), manifest, pace=Pace(7e9))
     assert spent
     assert {rate for rate, _ in spent} == {7e9}
 
