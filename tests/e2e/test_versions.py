@@ -222,10 +222,19 @@ async def test_an_operator_goes_back_by_one_version_at_every_replica(versioned):
         assert versioned.happened(f"{bad} is refused everywhere", "operator")
 
 
-async def test_all_go_back_to_one_version_whatever_each_has_seen(tmp_path):
-    """One replica looks at the channel all the time, the other one only when it is told to."""
+@pytest.fixture
+def uneven(tmp_path):
     served = Uneven(tmp_path)
-    served.gateway.wait_ready()
+    try:
+        served.gateway.wait_ready()
+        yield served
+    finally:
+        assert served.gateway.stop() == 0, served.gateway.log
+
+
+async def test_all_go_back_to_one_version_whatever_each_has_seen(uneven):
+    """One replica looks at the channel all the time, the other one only when it is told to."""
+    served = uneven
     await until("both replicas", served.all_ready)
     good = await asyncio.to_thread(served.publish)
     await asyncio.to_thread(served.operate, "reload")
@@ -250,7 +259,6 @@ async def test_all_go_back_to_one_version_whatever_each_has_seen(tmp_path):
     check(record)
     assert set(record.versions()) <= {served.first, good, bad}
     assert {a.version for a in record.answers if a.served_by == "late"} <= {served.first, good}
-    assert served.gateway.stop() == 0, served.gateway.log
 
 
 class Uneven(Versioned):
