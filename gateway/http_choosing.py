@@ -1,9 +1,9 @@
 """Which http replica of a model the next request goes to, of those that may have it.
 
-The half of the pool that chooses: by the model's router, among the replicas that are ready, closed
-to nobody by their breakers, left alone by nobody's wish, and not set apart. Counts nothing and
-keeps nothing of a request. Invariant: what is in reserve gets nothing while one before it can be
-used.
+The half of the pool that chooses: by the model's router, among replicas that are ready, whose
+breakers let pass, that have not asked for a pause, and that are not set apart for a suspect. Counts
+nothing and keeps nothing of a request. Invariant: what is in reserve gets nothing while one before
+it can be used.
 """
 
 from __future__ import annotations
