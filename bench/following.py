@@ -72,6 +72,13 @@ class Following:
                 published(version)
         await self.until_served(version)
 
+    async def publish_unfollowed(self, count: int, every_s: float) -> None:
+        """The same work, into a run that nobody follows."""
+        place = self._run.with_name("unfollowed")
+        publisher = self._publisher(str(count), str(every_s), before=STEP_BACK, run=place)
+        async with publisher as process:
+            await process.communicate()
+
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[Callable[[], Awaitable[str]]]:
         """Publishes one version at each call, and gives its name; at the usual priority."""
@@ -89,10 +96,10 @@ class Following:
 
     @asynccontextmanager
     async def _publisher(
-        self, count: str, every_s: str, *, before: Sequence[str]
+        self, count: str, every_s: str, *, before: Sequence[str], run: Path | None = None
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """Leaving waits for its end. Raises RuntimeError."""
-        arguments = (str(self._run), self._what, str(self._seed), count, every_s)
+        arguments = (str(run or self._run), self._what, str(self._seed), count, every_s)
         process = await asyncio.create_subprocess_exec(
             *before,
             *python("-m", "bench.publisher", *arguments),

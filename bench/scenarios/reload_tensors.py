@@ -31,6 +31,8 @@ REPLICAS = 2
 # Well below what two replicas on two cores can do: the load must not be what is measured.
 RATE = 200.0
 BIN_S = 0.1
+# Versions at least that are published to nobody.
+UNFOLLOWED = 8
 
 
 @dataclass(slots=True)
@@ -68,10 +70,12 @@ class Phase:
 
 @dataclass(slots=True)
 class Found:
-    """`pauses_us`: of each swap but the replicas' first. `published`: seconds since it began."""
+    """`unfollowed`: while a publisher did the same work, and no replica loaded it. `pauses_us`: of
+    each swap but the replicas' first. `published`: seconds since it began."""
 
     before: Phase
     during: Phase
+    unfollowed: Phase
     began: float
     pauses_us: list[float]
     replica_mb: list[float]
@@ -106,7 +110,7 @@ def measure(
     quiet_s: float,
     published: Callable[[], None],
 ) -> Found:
-    """Before and while versions are published. Raises ServerFailed."""
+    """Before, while versions are published, and while nobody follows them. Raises ServerFailed."""
     with following(folder, str(layers), seed, replicas=REPLICAS) as served:
         found = asyncio.run(_measure(served, publishes, every_s, quiet_s, published))
         pauses = [float(text) for text in re.findall(r'"pause_us":([0-9.]+)', served.log)]
@@ -138,7 +142,9 @@ async def _measure(
     async with _session() as session:
         url = f"{served.clients}/v2/models/{served.model}/infer"
         before, during = await around(lambda until: _load(session, url, until), publish, quiet_s)
-    return Found(before, during, began, [], memory, times)
+        alone = served.publish_unfollowed(max(publishes // 4, UNFOLLOWED), every_s)
+        unfollowed = await _load(session, url, alone)
+    return Found(before, during, unfollowed, began, [], memory, times)
 
 
 def measure_triton(
