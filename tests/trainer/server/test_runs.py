@@ -264,7 +264,9 @@ def test_workers_are_slow_killed_and_late_and_nothing_is_lost(folder):
     losses = [line["loss"] for line in journal(run, "step")]
     assert sum(losses[-10:]) < sum(losses[:10])
     steps = [a.ticket.steps for a in read(run).arrivals if pid(a) == slow.processes[0].pid]
-    assert min(steps) < steps[0] == 3  # many times as slow, so its tickets became short
+    # It is many times as slow, so its tickets became short. The first has as many steps as any, or
+    # as many as the killed one's that it went on with.
+    assert min(steps[1:]) < 3
 
 
 def pid(arrival: Arrival) -> int:
